@@ -1,0 +1,85 @@
+"""What several tests share: a store in a temporary directory and small graphs of host steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.action import Action, File, Output, Step, Upstream
+from pipeline.engine import Engine
+from pipeline.executor import Executor
+from pipeline.graph import Graph
+from pipeline.store import Store
+
+
+class Recorder:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.lines: list[str] = []
+        self.notes: list[str] = []
+
+    def started(self, action: Action, expected: tuple[float, int] | None) -> None:
+        self.events.append(("started", action.name))
+
+    def line(self, action: Action, text: str) -> None:
+        self.lines.append(text)
+
+    def finished(self, action: Action, how: str, seconds: float) -> None:
+        self.events.append((how, action.name))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def built(self) -> list[str]:
+        """Names of what was built, in order."""
+        return [name for how, name in self.events if how == "built"]
+
+
+def host_step(
+    name: str,
+    content: str = "x",
+    *upstreams: str,
+    run: Callable[[Step], None] | None = None,
+    place: str | None = None,
+    output: str = "out",
+) -> Action:
+    """A step without a container that concatenates its input file and what it needs."""
+
+    def concatenate(step: Step) -> None:
+        parts = [(step.inputs / "own").read_text()]
+        parts += [(step.inputs / upstream).read_text() for upstream in upstreams]
+        step.log(f"making {name}")
+        (step.out / output).write_text("+".join(parts))
+
+    return Action(
+        name=name,
+        kind="test",
+        version=1,
+        arch="all",
+        summary=f"test step {name}",
+        run=run or concatenate,
+        files={"own": File(content.encode(), origin=f"recipes/{name}")},
+        inputs={upstream: Upstream(upstream, "out") for upstream in upstreams},
+        outputs=(Output(output),),
+        place=place,
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "cache")
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def executor_of(store: Store, recorder: Recorder, tmp_path: Path) -> Callable[[Graph], Executor]:
+    """Make executors on the test's store; the engine is only reached by container steps."""
+    return lambda graph: Executor(graph, store, Engine(), recorder, tmp_path / "log")
