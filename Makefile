@@ -1,0 +1,42 @@
+# The newcomer's door. All else is doit's: .venv/bin/doit list
+SHELL := /bin/bash
+PYTHON_BIN := .venv/bin/python
+DOIT := .venv/bin/doit
+# Moves lock entries that have left the Debian archive, and says which.
+HEAL := $(DOIT) heal
+BENCH := $(PYTHON_BIN) -m benchmarks
+
+.PHONY: all setup test lint doctor bench relock clean help
+.NOTPARALLEL:
+
+all: setup ## set up this machine, then build and prove the default platform
+	$(HEAL)
+	$(DOIT)
+
+setup: ## only what this machine lacks: Debian packages, .venv, a running container engine
+	@scripts/setup make
+
+test: ## set up, then run the tests
+	@scripts/setup test
+	$(PYTHON_BIN) -m pytest
+
+lint: ## ruff, mypy, import-linter, shellcheck, shfmt, codespell
+	@scripts/setup lint
+	@scripts/lint
+
+doctor: ## what is here, what is missing, what to do
+	@scripts/doctor
+
+bench: ## compare with plain doit, make and cp; writes benchmarks/results.md
+	@scripts/setup test
+	$(BENCH)
+
+relock: ## write the Python locks anew from pyproject.toml; UPGRADE=1 moves every version
+	@scripts/setup make
+	scripts/relock $(if $(UPGRADE),--upgrade)
+
+clean: ## remove artifacts/; caches stay (doit gc)
+	rm -rf artifacts
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' Makefile
