@@ -31,7 +31,9 @@ def pack(directory: Path, target: Path) -> None:
                 entry.mode = 0o755
                 tar.addfile(entry)
             else:
-                raise InternalError(f"{path} is neither file, directory nor link", "leave it out of the output")
+                raise InternalError(
+                    f"{path} is neither file, directory nor link", "leave it out of the output"
+                )
 
 
 def unpack(archive: Path, directory: Path) -> None:
@@ -44,6 +46,6 @@ def unpack(archive: Path, directory: Path) -> None:
     with archive.open("rb") as head:
         if head.read(4) == b"\x28\xb5\x2f\xfd":
             command.insert(1, "--zstd")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed program
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(f"tar could not unpack {archive.name}: {done.stderr.strip().splitlines()[-1:]}")

@@ -125,9 +125,7 @@ class Artifacts:
                 "tainted": result.tainted,
                 "seconds": round(result.seconds, 3),
                 "outputs": {name: blob.digest for name, (blob, _) in sorted(result.outputs.items())},
-                "files": {
-                    path.relative_to(new).as_posix(): _record(path) for path in sorted(_files(new))
-                },
+                "files": {path.relative_to(new).as_posix(): _record(path) for path in sorted(_files(new))},
             }
             write_atomically(new / MANIFEST, json.dumps(manifest, indent=1).encode())
             aside = self._set_aside(action)

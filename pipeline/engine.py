@@ -71,7 +71,16 @@ class Container:
 
     def cli(self, *command: str) -> list[str]:
         """The docker command that opens the same container by hand, running `command` in a terminal."""
-        arguments = ["docker", "run", "--rm", "-it", "--init", "--network=none", "--read-only", "--tmpfs=/tmp:exec"]
+        arguments = [
+            "docker",
+            "run",
+            "--rm",
+            "-it",
+            "--init",
+            "--network=none",
+            "--read-only",
+            "--tmpfs=/tmp:exec",
+        ]
         arguments += ["--cap-drop=ALL", "--security-opt=no-new-privileges", f"--user={self.uid}"]
         arguments += ["--workdir=/build/work", *(f"--cap-add={name}" for name in self.capabilities)]
         arguments += [f"--label={name}={value}" for name, value in self.labels.items()]
@@ -121,10 +130,15 @@ class Engine:
         with _engine_errors(), archive.open("rb") as rootfs:
             # in chunks: the SDK sends a file object with a length and as chunks at once
             client.api.import_image_from_stream(
-                iter(partial(rootfs.read, 1 << 20), b""), repository=repository, tag=name, changes=[f"LABEL {LABEL}.project={PROJECT}"]
+                iter(partial(rootfs.read, 1 << 20), b""),
+                repository=repository,
+                tag=name,
+                changes=[f"LABEL {LABEL}.project={PROJECT}"],
             )
         if not self.has_image(tag):
-            raise UserError(f"the container engine did not keep {tag}", "look at the engine's log and free disk space")
+            raise UserError(
+                f"the container engine did not keep {tag}", "look at the engine's log and free disk space"
+            )
 
     def run(self, container: Container, log: Callable[[bytes], None]) -> int:
         """Run a step to its end, handing its output to `log`, and return its exit status (0-255)."""
@@ -194,12 +208,20 @@ def _engine_errors() -> Iterator[None]:
         yield
     except docker.errors.APIError as error:
         text = str(error.explanation or error)
-        hint = "free disk space where the engine keeps its data" if "no space left" in text else "`make doctor`"
+        hint = (
+            "free disk space where the engine keeps its data" if "no space left" in text else "`make doctor`"
+        )
         raise UserError(f"the container engine refused: {text}", hint) from None
-    except (docker.errors.DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+    except (
+        docker.errors.DockerException,
+        requests.RequestException,
+        urllib3.exceptions.HTTPError,
+        OSError,
+    ) as error:
         reason = "permission denied on its socket" if "Permission denied" in str(error) else _brief(error)
         raise UserError(
-            f"the container engine does not answer ({reason})", "`make setup` starts one, `make doctor` says more"
+            f"the container engine does not answer ({reason})",
+            "`make setup` starts one, `make doctor` says more",
         ) from None
 
 

@@ -341,11 +341,13 @@ class Executor:
             outputs = self.result(used.action).outputs
             if used.unpack:
                 continue  # tens of thousands of files, mounted read-only; too many to hash twice
-            names = {f"{path}/{name}": name for name in outputs} if used.output == ALL else {path: used.output}
-            for target, name in names.items():
+            names = (
+                {f"{path}/{name}": name for name in outputs} if used.output == ALL else {path: used.output}
+            )
+            for where, name in names.items():
                 blob, kind = outputs[name]
                 if kind == "file":
-                    staged[target] = blob.digest
+                    staged[where] = blob.digest
         for path, digest in staged.items():
             target = stage / "in" / path
             if not target.is_file() or digest_file(target) != digest:
@@ -411,7 +413,11 @@ class Executor:
             tail = list(log.tail)
             if any("No space left on device" in line for line in tail):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            why = "was killed (out of memory, or the engine stopped)" if status == 137 else f"ended with {status}"
+            why = (
+                "was killed (out of memory, or the engine stopped)"
+                if status == 137
+                else f"ended with {status}"
+            )
             hint = f"log: {self.log_path(action.name)}; the same container: doit shell {action.name}"
             if action.remedy:
                 hint = f"{action.remedy}; {hint}"
@@ -436,14 +442,18 @@ class Executor:
             made = stage / "out" / output.name
             if output.kind == "directory":
                 if not made.is_dir() or not any(made.iterdir()):
-                    raise InternalError(f"{action.name} made no directory {output.name}", self._log_hint(action))
+                    raise InternalError(
+                        f"{action.name} made no directory {output.name}", self._log_hint(action)
+                    )
                 packed = stage / "packed.tar"
                 archive.pack(made, packed)
                 outputs[output.name] = (self.store.add(packed), "directory")
             elif output.digest and not made.exists() and self.store.has(output.digest):
                 blob = Blob(output.digest, self.store.path(output.digest).stat().st_size)
                 if not self.store.intact(blob):
-                    raise InternalError(f"{action.name}: {output.name} was damaged in the store", "run doit again")
+                    raise InternalError(
+                        f"{action.name}: {output.name} was damaged in the store", "run doit again"
+                    )
                 outputs[output.name] = (blob, "file")
             else:
                 if made.is_symlink() or not made.is_file() or not made.stat().st_size:
@@ -463,7 +473,11 @@ class Executor:
         return f"log: {self.log_path(action.name)}"
 
     def _remember(self, action: Action, result: Result) -> None:
-        record = {"seconds": round(result.seconds, 3), "lines": result.lines, "key": self.graph.keys[action.name]}
+        record = {
+            "seconds": round(result.seconds, 3),
+            "lines": result.lines,
+            "key": self.graph.keys[action.name],
+        }
         write_atomically(_history(self.store, action.name), json.dumps(record).encode())
 
 

@@ -104,7 +104,9 @@ class Result:
             return Blob(digest["hash"], int(digest["sizeBytes"]))
 
         outputs = {entry["path"]: (blob(entry["digest"]), "file") for entry in data["outputFiles"]}
-        outputs |= {entry["path"]: (blob(entry["tarDigest"]), "directory") for entry in data["outputDirectories"]}
+        outputs |= {
+            entry["path"]: (blob(entry["tarDigest"]), "directory") for entry in data["outputDirectories"]
+        }
         return cls(
             outputs=outputs,
             spec=dict(data["spec"]),
@@ -136,7 +138,8 @@ class Store:
             found = version.read_text().strip()
         except OSError as error:
             raise UserError(
-                f"the cache {root} cannot be used: {error.strerror}", "set XDG_CACHE_HOME to a writable directory"
+                f"the cache {root} cannot be used: {error.strerror}",
+                "set XDG_CACHE_HOME to a writable directory",
             ) from None
         if found != VERSION:
             raise UserError(

@@ -74,15 +74,31 @@ def test_a_step_sees_its_inputs_and_an_environment_from_nothing(
 ) -> None:
     monkeypatch.setenv("SECRET", "of the caller")
     script = "{ cat /build/in/sub/file; env | sort; pwd; umask; } >/build/out/out"
-    seen = run(step(script, files={"sub/file": File(b"content\n")}, environment={"ASKED": "for"})).splitlines()
+    seen = run(
+        step(script, files={"sub/file": File(b"content\n")}, environment={"ASKED": "for"})
+    ).splitlines()
     names = {line.partition("=")[0] for line in seen if "=" in line}
     assert seen[0] == "content"
-    assert names == {"ASKED", "HOME", "HOSTNAME", "JOBS", "LC_ALL", "PATH", "PWD", "SHLVL", "SOURCE_DATE_EPOCH", "TZ", "_"}
+    assert names == {
+        "ASKED",
+        "HOME",
+        "HOSTNAME",
+        "JOBS",
+        "LC_ALL",
+        "PATH",
+        "PWD",
+        "SHLVL",
+        "SOURCE_DATE_EPOCH",
+        "TZ",
+        "_",
+    }
     assert seen[-2:] == ["/build/work", "0022"]
 
 
 def test_a_step_has_no_network(run: Run) -> None:
-    interfaces, routes = run(step("{ ls /sys/class/net; tail -n +2 /proc/net/route | wc -l; } >/build/out/out")).split()
+    interfaces, routes = run(
+        step("{ ls /sys/class/net; tail -n +2 /proc/net/route | wc -l; } >/build/out/out")
+    ).split()
     assert (interfaces, routes) == ("lo", "0")
 
 
@@ -100,7 +116,8 @@ def test_a_step_cannot_change_or_reach(run: Run, what: str, attempt: str) -> Non
 
 
 def test_a_step_has_no_capabilities_and_the_callers_uid(run: Run) -> None:
-    script = "{ id -u; grep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status | tr -s '[:space:]' ' '; } >/build/out/out"
+    status = "grep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status | tr -s '[:space:]' ' '"
+    script = f"{{ id -u; {status}; }} >/build/out/out"
     assert run(step(script)) == f"{os.getuid()}\nCapEff: {0:016x} CapBnd: {0:016x} NoNewPrivs: 1 "
 
 
@@ -167,20 +184,26 @@ def test_cancelling_stops_the_container_at_once(
     assert list((store.root / "runs" / store.run).glob("test-*")) == []
 
 
-def test_an_engine_that_is_not_there_is_one_line_and_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_engine_that_is_not_there_is_one_line_and_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     with pytest.raises(UserError, match=r"does not answer \(no such file or directory\)") as caught:
         Engine().has_image("x")
     assert "make setup" in caught.value.hint
 
 
-def test_an_engine_that_dies_in_the_middle_is_the_environments_fault(tmp_path: Path, rootfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_dies_in_the_middle_is_the_environments_fault(
+    tmp_path: Path, rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A proxy stands for the engine, so that only this test loses it."""
     engine = Engine()
     engine.import_image("virt-rt/builder:tiny-test", rootfs)
     real = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
     socket = tmp_path / "proxy.sock"
-    proxy = subprocess.Popen(["socat", f"UNIX-LISTEN:{socket},fork", f"UNIX-CONNECT:{real}"], start_new_session=True)
+    proxy = subprocess.Popen(
+        ["socat", f"UNIX-LISTEN:{socket},fork", f"UNIX-CONNECT:{real}"], start_new_session=True
+    )
     try:
         wait_for(socket.exists)
         monkeypatch.setenv("DOCKER_HOST", f"unix://{socket}")
@@ -220,7 +243,14 @@ def test_the_way_in_is_the_same_container(tmp_path: Path) -> None:
     )
     command = container.cli("/bin/bash")
     assert command[:3] == ["docker", "run", "--rm"]
-    assert {"--network=none", "--cap-drop=ALL", "--read-only", "--cap-add=CHOWN", "--user=0:0", "--env=A=b"} <= set(command)
+    assert {
+        "--network=none",
+        "--cap-drop=ALL",
+        "--read-only",
+        "--cap-add=CHOWN",
+        "--user=0:0",
+        "--env=A=b",
+    } <= set(command)
     assert f"--volume={tmp_path}:/build/in:ro" in command
     assert command[-2:] == ["virt-rt/builder:k", "/bin/bash"]
 

@@ -117,7 +117,9 @@ def test_inputs_that_change_while_the_step_runs_spoil_the_result(
     assert store.lookup(graph.keys["a"]) is None
 
 
-def test_a_file_edited_during_the_run_is_built_as_the_key_says(tmp_path: Path, executor_of: MakeExecutor, store: Store) -> None:
+def test_a_file_edited_during_the_run_is_built_as_the_key_says(
+    tmp_path: Path, executor_of: MakeExecutor, store: Store
+) -> None:
     """The key is computed from the bytes that are built: an edit in between belongs to the next run."""
     source = tmp_path / "source"
     source.write_text("before")
@@ -171,7 +173,8 @@ def test_two_processes_that_share_a_store_build_once(store: Store, tmp_path: Pat
     recorders = [Recorder(), Recorder()]
     threads = [
         threading.Thread(
-            target=Executor(graph, Store(store.root), Engine(), recorder, tmp_path / str(n)).result, args=("a",)
+            target=Executor(graph, Store(store.root), Engine(), recorder, tmp_path / str(n)).result,
+            args=("a",),
         )
         for n, recorder in enumerate(recorders)
     ]
@@ -183,7 +186,9 @@ def test_two_processes_that_share_a_store_build_once(store: Store, tmp_path: Pat
     assert sorted(len(recorder.built()) for recorder in recorders) == [0, 1]
 
 
-def test_a_cancelled_run_starts_nothing_more(store: Store, executor_of: MakeExecutor, recorder: Recorder) -> None:
+def test_a_cancelled_run_starts_nothing_more(
+    store: Store, executor_of: MakeExecutor, recorder: Recorder
+) -> None:
     graph = Graph([host_step("a"), host_step("b", "x", "a")])
     executor = executor_of(graph)
     executor.cancelled.set()

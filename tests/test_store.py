@@ -53,7 +53,9 @@ def test_a_damaged_blob_is_a_miss_and_is_replaced(store: Store, damage: str) -> 
     assert path.read_text() == "content"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"outputFiles": 3}', '{"outputFiles":[{"path":"x"}]}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"outputFiles": 3}', '{"outputFiles":[{"path":"x"}]}']
+)
 def test_a_result_that_cannot_be_read_is_a_miss(store: Store, text: str) -> None:
     put(store)
     (store.root / "ac" / KEY[:2] / f"{KEY}.json").write_text(text)
@@ -71,7 +73,7 @@ def test_results_have_the_shape_other_tools_know(store: Store) -> None:
 def test_content_that_is_not_what_was_promised_is_refused(store: Store, tmp_path: Path) -> None:
     source = tmp_path / "download"
     source.write_text("something else")
-    with pytest.raises(ValueError, match="^[0-9a-f]{64}$"):
+    with pytest.raises(ValueError, match=r"^[0-9a-f]{64}$"):
         store.add(source, "0" * 64)
     assert not store.has("0" * 64)
 

@@ -11,15 +11,26 @@ import subprocess
 from pathlib import Path
 
 PROGRAMS = (
-    "bash cat chmod chown cp cut date dd env find grep head id install ln ls mkdir mv nproc rm sed sha256sum sleep "
-    "sort stat tail tar touch tr uname wc"
+    "bash cat chmod chown cp cut date dd env find grep head id install ln ls mkdir mv nproc rm sed sha256sum "
+    "sleep sort stat tail tar touch tr uname wc"
 ).split()
 
 
 def tiny_rootfs(directory: Path) -> Path:
     """Write `directory/rootfs.tar` and return its path."""
     tree = directory / "tree"
-    for name in ("bin", "build/in", "build/out", "build/work", "build/ccache", "tmp", "etc", "proc", "sys", "dev"):
+    for name in (
+        "bin",
+        "build/in",
+        "build/out",
+        "build/work",
+        "build/ccache",
+        "tmp",
+        "etc",
+        "proc",
+        "sys",
+        "dev",
+    ):
         (tree / name).mkdir(parents=True)
     (tree / "build" / "step").touch()
     for name in ("usr/bin", "usr/sbin", "sbin"):
