@@ -1,0 +1,93 @@
+"""RT kernels: one action for the host's, one for the guest's, from the platform's fragments."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from pipeline.action import Action, File, Output, Upstream
+from pipeline.architecture import architecture
+from pipeline.errors import UserError
+from pipeline.inputs import TREE, builder_name, source_name
+from pipeline.recipes import Platform
+
+ROLES = ("host", "guest")
+BUILDER = "kernel"
+CONTRACT = "common/contract.toml"
+
+
+def kernel_name(platform: str, role: str) -> str:
+    """Name of the action that builds a platform's host or guest kernel."""
+    return f"kernel:{platform}:{role}"
+
+
+def kernel(root: Path, name: str, platform: Platform, role: str) -> Action:
+    """Build the `role` kernel of a platform; `root` is the checkout."""
+    arch = architecture(platform.arch)
+    fragments = platform.kernel.host if role == "host" else platform.kernel.guest
+    files = {f"kernel-configs/{path}": _fragment(root, name, path) for path in (*fragments, CONTRACT)}
+    for helper in ("contract.py", "kconfig-why.c"):
+        origin = f"pipeline/{helper}" if helper.endswith(".py") else f"recipes/steps/{helper}"
+        files[helper] = File.read(root / origin, origin)
+    return compile_kernel(
+        root,
+        action=kernel_name(name, role),
+        summary=f"the RT {role} kernel of {name}",
+        arch=platform.arch,
+        source=platform.kernel.source,
+        files=files,
+        environment={
+            "ARCH": arch.kernel,
+            "ROLE": role,
+            "FRAGMENTS": " ".join(fragments),
+            "CONTRACT": CONTRACT,
+            "KERNEL_TARGETS": f"{arch.image} modules",
+        },
+        place=f"{name}/kernel/{role}",
+    )
+
+
+def compile_kernel(
+    root: Path,
+    *,
+    action: str,
+    summary: str,
+    arch: str,
+    source: str,
+    files: dict[str, File],
+    environment: dict[str, str],
+    place: str | None,
+) -> Action:
+    """The kernel step itself, for whatever fragments: `files` and `environment` as the step reads them."""
+    step = "recipes/steps/kernel.sh"
+    return Action(
+        name=action,
+        kind="kernel",
+        version=1,
+        arch=arch,
+        summary=summary,
+        builder=builder_name(BUILDER),
+        script=File.read(root / step, step),
+        files=files,
+        inputs={"source": Upstream(source_name(source), TREE, unpack=True)},
+        environment=environment,
+        outputs=(
+            Output(architecture(arch).image),
+            Output("config"),
+            Output("System.map"),
+            Output("kernelrelease"),
+            Output("modules", "directory"),
+        ),
+        resource="heavy",
+        ccache=True,
+        place=place,
+    )
+
+
+def _fragment(root: Path, platform: str, path: str) -> File:
+    where = root / "kernel-configs" / path
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or not where.is_file():
+        raise UserError(
+            f"recipes/platforms/{platform}.toml: there is no kernel-configs/{path}",
+            "write the fragment, or take it out of the recipe",
+        )
+    return File.read(where, f"kernel-configs/{path}")

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Builds one Linux kernel out of tree, after its configuration was proven to be the one that was asked for.
+#
+# In:  source/         the kernel tree
+#      kernel-configs/ fragments and the contract
+#      contract.py     the check of the final configuration
+#      kconfig-why.c   explains a symbol that did not take
+# Env: ARCH            the kernel's name of the architecture (x86_64)
+#      ROLE            host or guest: the part of the contract that applies
+#      FRAGMENTS       fragments in order, relative to kernel-configs/; later ones win
+#      CONTRACT        the contract, relative to kernel-configs/
+#      KERNEL_TARGETS  what make builds (bzImage modules)
+# Out: the kernel image under its own name (bzImage), config, System.map, kernelrelease, modules/ (lib/modules/<release>/...)
+set -euo pipefail
+
+readonly source=/build/in/source configs=/build/in/kernel-configs obj=/build/work/obj
+read -ra layers <<<"$FRAGMENTS"
+read -ra targets <<<"$KERNEL_TARGETS"
+if ((${#layers[@]} == 0 || ${#targets[@]} == 0)); then
+  echo "kernel: FRAGMENTS and KERNEL_TARGETS must each name something" >&2
+  exit 2
+fi
+
+# Who built where and when comes from the recipe, so that the same inputs give the same bytes.
+KBUILD_BUILD_TIMESTAMP=$(date --utc --date="@$SOURCE_DATE_EPOCH")
+export KBUILD_BUILD_TIMESTAMP KBUILD_BUILD_USER=virt-rt KBUILD_BUILD_HOST=virt-rt KBUILD_BUILD_VERSION=1 KCONFIG_NOTIMESTAMP=1
+export KCFLAGS="-ffile-prefix-map=$source/= -ffile-prefix-map=$obj/=" KAFLAGS="-ffile-prefix-map=$source/= -ffile-prefix-map=$obj/="
+# A compiler is known to ccache by its bytes: two images with equal time stamps never share an object.
+export CCACHE_COMPILERCHECK=content
+cc=gcc
+if [[ -n ${CCACHE_DIR:-} ]]; then
+  cc="ccache gcc"
+fi
+
+kmake() {
+  make -C "$source" O="$obj" CC="$cc" HOSTCC="$cc" -j "$JOBS" "$@"
+}
+
+# Prints, for each "SYMBOL=wanted" line of $1, why the kernel's own kconfig does not grant it. config-prog lets our
+# program run in the environment that kconfig's make rules prepare, linked with the objects they have built.
+explain() {
+  local kconfig=$obj/scripts/kconfig
+  gcc -O1 -I "$source/scripts/include" -I "$source/scripts/kconfig" -o "$kconfig/why" /build/in/kconfig-why.c \
+    "$kconfig"/{confdata,expr,lexer.lex,menu,parser.tab,preprocess,symbol,util}.o
+  WHY_SYMBOLS=$1 kmake -s config config-prog=why
+}
+
+mkdir -p "$obj"
+cd "$obj"
+: >nothing
+"$source/scripts/kconfig/merge_config.sh" -m -Q -O "$obj" nothing "${layers[@]/#/$configs/}"
+mv .config wanted.config
+# allnoconfig: what no fragment asks for stays off, instead of coming in through some default.
+kmake -s KCONFIG_ALLCONFIG="$obj/wanted.config" allnoconfig
+kmake -s olddefconfig
+
+check=(python3 -B /build/in/contract.py --config "$obj/.config" --contract "$CONTRACT" --role "$ROLE" --arch "$ARCH"
+  --source "$source")
+cd "$configs"
+"${check[@]}" --list-broken "${layers[@]}" >"$obj/broken"
+if [[ -s $obj/broken ]]; then
+  explain "$obj/broken" >"$obj/why" || echo "kernel: kconfig gave no explanations" >&2
+  "${check[@]}" --why "$obj/why" "${layers[@]}"
+fi
+
+cd "$obj"
+kmake "${targets[@]}"
+
+image=$(kmake -s image_name)
+cp "$image" "/build/out/${image##*/}"
+cp .config /build/out/config
+cp System.map /build/out/System.map
+kmake -s kernelrelease >/build/out/kernelrelease
+mkdir -p /build/out/modules
+if grep -q '^CONFIG_MODULES=y' .config; then
+  kmake -s INSTALL_MOD_PATH=/build/out/modules INSTALL_MOD_STRIP=1 modules_install
+  # The link to the object directory means nothing outside this container.
+  rm -f "/build/out/modules/lib/modules/$(</build/out/kernelrelease)/build"
+fi
