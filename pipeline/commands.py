@@ -1,0 +1,272 @@
+"""The commands of `doit` that build and that read: run, list, plan, why, log, shell and the rest."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+import threading
+from typing import Any
+
+from doit.cmd_run import Run as DoitRun
+
+from pipeline import changes
+from pipeline.display import duration
+from pipeline.errors import UserError
+from pipeline.face import JSON_OPTION, Face, action_names, guarded, session
+from pipeline.plan import State
+from pipeline.reporter import Reporter
+
+#: How many steps may be under way; the executor's own limits decide what really runs side by side.
+PARALLEL = 4
+
+
+class Run(DoitRun):  # type: ignore[misc]  # doit has no types
+    """`doit run`: doit's own, with our display, signals and exit status."""
+
+    name = "run"
+    doc_purpose = "make products (only what is stale)"
+
+    def parse_execute(self, in_args: list[str]) -> int:
+        """Everything, the loading of dodo.py included, under one guard."""
+        return guarded(lambda: super(Run, self).parse_execute(in_args))
+
+    def _execute(self, **options: Any) -> int:
+        current = session()
+        names = action_names(current.project, list(self.sel_tasks or []))
+        current.select(names)
+        options |= {"par_type": "thread", "num_process": options.get("num_process") or PARALLEL}
+        options["reporter"] = Reporter(current)
+        work = [name for name, state in current.states.items() if state in (State.BUILD, State.LOCAL)]
+        finished = False
+        current.display.open()
+        try:
+            if work:
+                current.executor.clean_up_after_crashes()
+            status = int(super()._execute(**options))
+            finished = True
+            return status
+        finally:
+            if not finished:
+                current.cancel()
+                _wait_for_threads()
+            current.display.close()
+            if work:
+                current.close()
+            if not finished:
+                current.display.say("interrupted: what had finished is kept; run doit again to go on")
+
+
+# The signature of doit's `_execute` decides which options it is given.
+Run._execute.__signature__ = inspect.signature(DoitRun._execute)  # type: ignore[attr-defined]
+
+
+def _wait_for_threads(seconds: float = 20.0) -> None:
+    """Let cancelled steps drop their stages; a thread that hangs does not keep us."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join(timeout=seconds / max(threading.active_count(), 1))
+
+
+class List(Face):
+    """`doit list`."""
+
+    name = "list"
+    doc_purpose = "list the products, a line each"
+    doc_usage = ""
+    cmd_options = (
+        {
+            "name": "all",
+            "short": "",
+            "long": "all",
+            "type": bool,
+            "default": False,
+            "help": "intermediate results too",
+        },
+        JSON_OPTION,
+    )
+
+    def perform(self, params: dict[str, Any], args: list[str]) -> None:
+        """Print names and what they are."""
+        project = session().project
+        rows = [
+            (f"platform:{name}", f"everything of {name}, proof included")
+            for name in project.recipes.platforms
+        ]
+        rows += [(a.name, a.summary) for a in project.graph if a.place is not None or params["all"]]
+        if params["as_json"]:
+            print(json.dumps([{"task": name, "summary": summary} for name, summary in rows], indent=1))
+            return
+        width = max(len(name) for name, _ in rows)
+        for name, summary in rows:
+            print(f"{name:<{width}}  {summary}")
+
+
+class Plan(Face):
+    """`doit plan`."""
+
+    name = "plan"
+    doc_purpose = "show what a run would do: current, from the store, or build, and how long that takes"
+    doc_usage = "[TASK...]"
+    cmd_options = (JSON_OPTION,)
+
+    def perform(self, params: dict[str, Any], args: list[str]) -> None:
+        """Print the plan; nothing is done."""
+        project = session().project
+        states = project.plan(action_names(project, args))
+        times = {name: project.expected_seconds(name) for name in states}
+        if params["as_json"]:
+            rows = [
+                {"task": n, "state": s.value, "key": project.graph.keys[n], "expected_seconds": times[n]}
+                for n, s in states.items()
+            ]
+            print(json.dumps(rows, indent=1))
+            return
+        width = max(len(name) for name in states)
+        for name, state in states.items():
+            seconds = times[name]
+            last = f"  about {duration(seconds)}" if state is State.BUILD and seconds is not None else ""
+            print(f"{name:<{width}}  {state.value}{last}")
+        to_build = [name for name, state in states.items() if state is State.BUILD]
+        if not to_build:
+            restore = sum(state is State.LOCAL for state in states.values())
+            print(f"nothing to build{f', {restore} to lay out' if restore else ''}")
+            return
+        known = [seconds for name in to_build if (seconds := times[name]) is not None]
+        unknown = len(to_build) - len(known)
+        print(
+            f"{len(to_build)} to build, about {duration(sum(known))} of work"
+            + (f" and {unknown} never built on this machine" if unknown else "")
+        )
+
+
+class Why(Face):
+    """`doit why`."""
+
+    name = "why"
+    doc_purpose = "tell which input changed since the last result"
+    doc_usage = "TASK"
+    cmd_options = (JSON_OPTION,)
+
+    def perform(self, params: dict[str, Any], args: list[str]) -> None:
+        """Print the changes that make a task stale, down to the file and line."""
+        project = session().project
+        name = self.one(args)
+        found = [
+            change for each in action_names(project, [name]) for change in changes.since_last(project, each)
+        ]
+        if params["as_json"]:
+            print(json.dumps([change.to_json() for change in dict.fromkeys(found)], indent=1))
+            return
+        if not found:
+            print(f"{name}: nothing changed since the last result")
+        for change in dict.fromkeys(found):
+            print(change)
+
+
+class Log(Face):
+    """`doit log`."""
+
+    name = "log"
+    doc_purpose = "print the log of a task's last step"
+    doc_usage = "TASK"
+
+    def perform(self, params: dict[str, Any], args: list[str]) -> None:
+        """Print this checkout's log, or the one kept with the result."""
+        current = session()
+        action = current.project.graph[self.one(args)]
+        path = current.executor.log_path(action.name)
+        if not path.is_file():
+            result = current.project.store.lookup(current.project.graph.keys[action.name])
+            if result is None or result.log is None or not current.project.store.has(result.log.digest):
+                raise UserError(f"{action.name} has no log yet", f"doit {action.name} makes one")
+            path = current.project.store.path(result.log.digest)
+        print(f"# {path}", file=sys.stderr)
+        sys.stdout.write(path.read_text(errors="replace"))
+
+
+class Shell(Face):
+    """`doit shell`."""
+
+    name = "shell"
+    doc_purpose = "open a shell in a step's container, with its inputs mounted"
+    doc_usage = "TASK [COMMAND...]"
+
+    def perform(self, params: dict[str, Any], args: list[str]) -> int:
+        """Stage the inputs and hand the terminal to the container."""
+        if not args:
+            raise UserError("doit shell takes a TASK", "doit list --all names them")
+        current = session()
+        action = current.project.graph[args[0]]
+        if action.builder is None:
+            raise UserError(
+                f"{action.name} runs on the host, not in a container", "`doit log` shows what it did"
+            )
+        executor = current.executor
+        try:
+            executor.clean_up_after_crashes()
+            stage = executor.stage_for_shell(action)
+            command = executor.container(action, stage).cli(*(args[1:] or ["/bin/bash"]))
+            if not (sys.stdin.isatty() and sys.stdout.isatty()):
+                command.remove("-it")
+            else:
+                print("the step itself: bash -euo pipefail /build/step", file=sys.stderr)
+            return subprocess.run(command, check=False).returncode
+        finally:
+            current.close()
+
+
+class VerifyArtifacts(Face):
+    """`doit verify-artifacts`."""
+
+    name = "verify-artifacts"
+    doc_purpose = "compare every product with its manifest, by content"
+    doc_usage = "[TASK...]"
+    cmd_options = (JSON_OPTION,)
+
+    def perform(self, params: dict[str, Any], args: list[str]) -> int:
+        """Print what differs; status 2 when anything does."""
+        project = session().project
+        products = [n for n in action_names(project, args) if project.graph[n].place is not None]
+        if not products:
+            raise UserError("none of these tasks is a product", "`doit list` names the products")
+        rows = []
+        for name in products:
+            action = project.graph[name]
+            rows += [
+                (name, d.path.relative_to(project.root), d.reason) for d in project.artifacts.verify(action)
+            ]
+        if params["as_json"]:
+            print(json.dumps([{"task": n, "path": str(p), "reason": r} for n, p, r in rows], indent=1))
+        else:
+            for name, path, reason in rows:
+                print(f"{name}: {path}: {reason}")
+            print(f"{len(products)} products, {len(rows)} differences")
+        return 2 if rows else 0
+
+
+class Reproduce(Face):
+    """`doit reproduce`."""
+
+    name = "reproduce"
+    doc_purpose = "run a step again, without its stored result, and compare the outputs"
+    doc_usage = "TASK"
+
+    def perform(self, params: dict[str, Any], args: list[str]) -> int:
+        """Print each output's verdict; status 1 when one differs."""
+        current = session()
+        name = self.one(args)
+        executor = current.executor
+        try:
+            executor.clean_up_after_crashes()
+            first = executor.result(name)
+            again = executor.repeat(name)
+        finally:
+            current.close()
+        differing = 0
+        for output, (blob, _) in sorted(first.outputs.items()):
+            same = again[output] == blob
+            differing += not same
+            print(f"{output}: {'identical' if same else f'{blob.digest} became {again[output].digest}'}")
+        return 1 if differing else 0

@@ -1,0 +1,138 @@
+"""What all commands of `doit` share: the session, one way to end, options and task names.
+
+Exit status: 0 fine, 1 our fault, 2 the user's input or environment, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from doit.cmd_base import Command
+from doit.cmdparse import CmdParseError
+from doit.exceptions import InvalidCommand, InvalidDodoFile, InvalidTask
+
+from pipeline.errors import UserError, VirtRtError
+from pipeline.project import DEFAULT_PLATFORM, Project
+from pipeline.tasks import Session
+
+INTERRUPTED = 130
+
+Option = dict[str, Any]
+JSON_OPTION: Option = {
+    "name": "as_json",
+    "short": "",
+    "long": "json",
+    "type": bool,
+    "default": False,
+    "help": "print JSON",
+}
+
+
+@functools.cache
+def session() -> Session:
+    """The one session of this process; the checkout is where the `pipeline` package lies."""
+    return Session(Project(Path(__file__).resolve().parent.parent))
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT, SIGTERM or SIGHUP arrived."""
+
+
+def guarded(call: Callable[[], Any]) -> int:
+    """Run a command; turn every error into its lines and its exit status."""
+    try:
+        with _signals():
+            status = call()
+        return int(status or 0)
+    except VirtRtError as error:
+        session().display.failed("", error)
+        return error.exit_status
+    except (CmdParseError, InvalidCommand, InvalidDodoFile, InvalidTask) as error:
+        text = " ".join(str(error).split())
+        print(f"error: {text}\n  `doit list` names the tasks, `doit help` the commands", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # whoever read our output has seen enough; keep the interpreter from complaining at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("VIRT_RT_DEBUG") == "1":
+            traceback.print_exc()
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        print("  this is a fault of virt-rt: VIRT_RT_DEBUG=1 shows where", file=sys.stderr)
+        return 1
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a run as Ctrl-C does: containers stopped, stages dropped."""
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends us at once
+        raise Interrupted(signal.Signals(number).name)
+
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in watched}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Face(Command):  # type: ignore[misc]  # doit has no types
+    """A command of ours: parses its options, then `perform`s."""
+
+    execute_tasks: ClassVar[bool] = False
+    cmd_options: ClassVar[tuple[Option, ...]] = ()
+
+    def execute(self, params: dict[str, Any], args: list[str]) -> int:
+        """Perform under the guard."""
+        return guarded(lambda: self.perform(params, args))
+
+    def parse_execute(self, in_args: list[str]) -> int:
+        """Refuse bad options with a line and status 2."""
+        return guarded(lambda: super(Face, self).parse_execute(in_args))
+
+    def perform(self, params: dict[str, Any], args: list[str]) -> int | None:
+        """Do it; an exit status, or None for success."""
+        raise NotImplementedError
+
+    def one(self, args: list[str], what: str = "TASK") -> str:
+        """The only argument."""
+        if len(args) != 1:
+            raise UserError(
+                f"doit {self.get_name()} takes one {what}", f"doit {self.get_name()} {self.doc_usage}"
+            )
+        return args[0]
+
+
+def action_names(project: Project, names: list[str]) -> list[str]:
+    """Actions meant by task names: `platform:NAME`, a group such as `kernel`, or an action's own name."""
+    found: list[str] = []
+    for name in names or [f"platform:{DEFAULT_PLATFORM}"]:
+        kind, _, rest = name.partition(":")
+        if kind == "platform" and rest:
+            found += project.products(rest)
+        elif kind == "platform":
+            found += [
+                product for platform in project.recipes.platforms for product in project.products(platform)
+            ]
+        elif name in project.graph:
+            found.append(name)
+        else:
+            group = [action.name for action in project.graph if action.name.startswith(f"{name}:")]
+            if not group:
+                raise UserError(f"there is no task {name}", "`doit list --all` names every task")
+            found += group
+    return list(dict.fromkeys(found))

@@ -1,0 +1,135 @@
+"""One checkout: its recipes and locks, the graph made of them, and where results go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from pipeline import image, inputs, kernel, lab, launch, locks, pool, qemu, recipes
+from pipeline.action import Action
+from pipeline.artifacts import Artifacts
+from pipeline.errors import UserError
+from pipeline.executor import expected
+from pipeline.graph import Graph
+from pipeline.plan import State, plan
+from pipeline.store import Store
+
+DEFAULT_PLATFORM = "qemu-q35"
+
+
+class Project:
+    """A checkout and the cache it uses; everything is read when it is first asked for."""
+
+    def __init__(self, root: Path, environ: Mapping[str, str] = os.environ) -> None:
+        """`root` is the checkout; `environ` decides the cache and the archive mirror."""
+        self.root = root
+        self.environ = environ
+
+    @cached_property
+    def cache(self) -> Path:
+        """`$XDG_CACHE_HOME/virt-rt`, by default below `~/.cache`."""
+        base = self.environ.get("XDG_CACHE_HOME", "")
+        if base and not Path(base).is_absolute():
+            raise UserError(f"XDG_CACHE_HOME is {base}, not an absolute path", "set it to one, or unset it")
+        return (Path(base) if base else Path.home() / ".cache") / "virt-rt"
+
+    @cached_property
+    def archives(self) -> pool.Archives:
+        """Debian's archives, or the mirror that stands in for them."""
+        return pool.Archives.from_environment(self.environ)
+
+    @cached_property
+    def recipes(self) -> recipes.Recipes:
+        """What is asked for."""
+        return recipes.load(self.root)
+
+    @cached_property
+    def sources_lock(self) -> locks.SourcesLock:
+        """Which source trees are used."""
+        return locks.load_sources(self.root / locks.SOURCES_LOCK)
+
+    @cached_property
+    def packages_lock(self) -> locks.PackagesLock:
+        """Which Debian packages are used."""
+        return locks.load_packages(self.root / locks.PACKAGES_LOCK)
+
+    @cached_property
+    def store(self) -> Store:
+        """The local store."""
+        return Store(self.cache)
+
+    @cached_property
+    def artifacts(self) -> Artifacts:
+        """Where products are laid out."""
+        return Artifacts(self.root / "artifacts")
+
+    @cached_property
+    def graph(self) -> Graph:
+        """Every action of the project, with its key."""
+        return Graph(self._actions())
+
+    def products(self, platform: str) -> tuple[str, ...]:
+        """Names of all products of a platform, in build order."""
+        if platform not in self.recipes.platforms:
+            raise UserError(
+                f"there is no platform {platform}", f"write one of: {', '.join(self.recipes.platforms)}"
+            )
+        prefix = f"{platform}/"
+        return tuple(a.name for a in self.graph if a.place is not None and a.place.startswith(prefix))
+
+    def plan(self, names: Iterable[str]) -> dict[str, State]:
+        """What a run of these actions would do."""
+        keys = self.graph.keys
+        return plan(
+            self.graph,
+            names,
+            placed=lambda action: self.artifacts.current(action, keys[action.name]),
+            stored=lambda action: self.store.lookup(keys[action.name]) is not None,
+        )
+
+    def expected_seconds(self, name: str) -> float | None:
+        """How long that step took the last time on this machine, if it ever ran."""
+        known = expected(self.store, name)
+        return known[0] if known else None
+
+    # The graph --------------------------------------------------------------------------------
+
+    def _actions(self) -> list[Action]:
+        made: dict[str, Action] = {}
+
+        def add(action: Action) -> None:
+            made[action.name] = action
+
+        asked = self.recipes
+        for name, platform in asked.platforms.items():
+            for source in (platform.kernel.source, platform.qemu.source):
+                if inputs.source_name(source) not in made:
+                    add(self._source(source))
+            for role in kernel.ROLES:
+                add(kernel.kernel(self.root, name, platform, role))
+            add(qemu.qemu(self.root, name, platform))
+        for name, builder in asked.builders.items():
+            locked = self.packages_lock.get(f"builder/{name}")
+            add(inputs.packages(locked, self.archives))
+            add(inputs.builder(name, builder, locked))
+        for name, guest in asked.guests.items():
+            platform = asked.platforms[guest.platform]
+            locked = self.packages_lock.get(f"guest/{name}", platform.arch)
+            add(inputs.packages(locked, self.archives))
+            add(image.rootfs(self.root, name, guest, platform, locked))
+            add(image.disk(self.root, name, guest, platform))
+            add(launch.launch(self.root, name, guest, platform))
+        for name, platform in asked.platforms.items():
+            guests = {key: guest for key, guest in asked.guests.items() if guest.platform == name}
+            add(lab.boot_proof(self.root, name, platform, guests))
+        return list(made.values())
+
+    def _source(self, name: str) -> Action:
+        return inputs.source(
+            self.sources_lock.get(name),
+            inputs.patches_of(self.root, name),
+            self.cache / "git",
+            self.archives,
+        )

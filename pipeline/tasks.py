@@ -1,0 +1,166 @@
+"""Actions as doit tasks: the one place where the two meet.
+
+doit schedules. What is true is decided by keys, manifests and the store, so doit's own record of
+earlier runs is kept in memory and forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from doit.exceptions import BaseFail, TaskError, TaskFailed
+
+from pipeline.action import Action
+from pipeline.artifacts import MANIFEST
+from pipeline.display import Display
+from pipeline.engine import Engine
+from pipeline.errors import VirtRtError
+from pipeline.executor import Executor
+from pipeline.plan import State
+from pipeline.project import DEFAULT_PLATFORM, Project
+
+
+class Memory:
+    """A doit database that forgets; doit's record of the last run decides nothing here."""
+
+    desc = "keeps nothing"
+
+    def __init__(self, name: str, codec: object, module_name: object = None) -> None:
+        """The arguments are what doit gives every backend."""
+        self.name = name
+        self._data: dict[str, dict[str, Any]] = {}
+
+    def get(self, task_id: str, dependency: str) -> Any:
+        """The value, or None."""
+        return self._data.get(task_id, {}).get(dependency)
+
+    def set(self, task_id: str, dependency: str, value: Any) -> None:
+        """Keep a value until the process ends."""
+        self._data.setdefault(task_id, {})[dependency] = value
+
+    def in_(self, task_id: str) -> bool:
+        """Whether anything is kept of a task."""
+        return task_id in self._data
+
+    def remove(self, task_id: str) -> None:
+        """Forget a task."""
+        self._data.pop(task_id, None)
+
+    def remove_all(self) -> None:
+        """Forget everything."""
+        self._data.clear()
+
+    def dump(self) -> None:
+        """Write nothing."""
+
+
+class Session:
+    """One invocation of doit on one project: what is selected, and how it gets done."""
+
+    def __init__(self, project: Project) -> None:
+        """Nothing is computed before the first task asks."""
+        self.project = project
+        self.display = Display()
+        self._executor: Executor | None = None
+        self.states: dict[str, State] = {}
+
+    @property
+    def executor(self) -> Executor:
+        """The executor of this invocation."""
+        if self._executor is None:
+            project = self.project
+            self._executor = Executor(
+                project.graph, project.store, Engine(), self.display, project.root / "artifacts" / "log"
+            )
+        return self._executor
+
+    def select(self, names: list[str]) -> None:
+        """Fix what this run is for; actions that are not needed for it are left alone."""
+        self.states = self.project.plan(names)
+
+    def cancel(self) -> None:
+        """Stop what runs."""
+        if self._executor is not None:
+            self._executor.cancel()
+
+    def close(self) -> None:
+        """Drop this run's stages."""
+        self.project.store.close()
+
+    # What doit calls --------------------------------------------------------------------------
+
+    def up_to_date(self, name: str) -> bool:
+        """Whether nothing has to be done about an action."""
+        state = self.states.get(name, State.IDLE)
+        return state in (State.CURRENT, State.IDLE)
+
+    def perform(self, name: str) -> BaseFail | None:
+        """Bring an action's result, and lay it out when it is a product."""
+        project, action = self.project, self.project.graph[name]
+        try:
+            result = self.executor.result(name)
+            if action.place is not None:
+                for path in project.artifacts.place(action, project.graph.keys[name], result, project.store):
+                    self.display.note(f"{name} was edited by hand; your version is now {path}")
+        except VirtRtError as error:
+            self.display.failed(name, error)
+            kind = TaskError if error.exit_status == 2 else TaskFailed
+            return kind(error.message, report=False)
+        return None
+
+
+def tasks(session: Session) -> Iterator[dict[str, Any]]:
+    """Every action as a doit task, and one group per platform."""
+    project = session.project
+    for action in project.graph:
+        yield _task(session, action)
+    for platform in project.recipes.platforms:
+        yield {
+            "basename": "platform",
+            "name": platform,
+            "doc": f"everything of {platform}, proof included",
+            "actions": None,
+            "task_dep": list(project.products(platform)),
+        }
+
+
+def default_tasks() -> list[str]:
+    """What `doit` alone does."""
+    return [f"platform:{DEFAULT_PLATFORM}"]
+
+
+def _task(session: Session, action: Action) -> dict[str, Any]:
+    basename, _, name = action.name.partition(":")
+    task: dict[str, Any] = {
+        "basename": basename,
+        "name": name,
+        "doc": action.summary,
+        "actions": [(_Perform(session, action.name),)],
+        "uptodate": [_check(session, action.name)],
+        "task_dep": list(action.upstreams),
+        "io": {"capture": False},
+    }
+    if action.place is not None:
+        manifest: Path = session.project.artifacts.directory(action) / MANIFEST
+        task["targets"] = [str(manifest)]
+    return task
+
+
+class _Perform:
+    """A callable that doit can print by name."""
+
+    def __init__(self, session: Session, name: str) -> None:
+        self._session = session
+        self.__name__ = name
+
+    def __call__(self) -> BaseFail | None:
+        return self._session.perform(self.__name__)
+
+
+def _check(session: Session, name: str) -> Callable[[], bool]:
+    def up_to_date() -> bool:
+        return session.up_to_date(name)
+
+    return up_to_date

@@ -1,0 +1,218 @@
+"""A stand-in project: the real graph, commands, engine and store, with steps that take no time.
+
+Sources are small git trees, builders are the tiny root file system, and every step script copies
+instead of compiling. What a user types is run for real, in a checkout of its own with a cache of
+its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import locks
+from pipeline.project import Project
+from pipeline.store import Result, Store
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = {
+    "kernel.sh": """\
+for n in {1..30}; do echo "  CC      file$n.o"; sleep "${SLEEP:-0}"; done
+case $(cat /build/in/kernel-configs/*/host-config /build/in/kernel-configs/*/guest-config 2>/dev/null) in
+*BROKEN*) echo "error: BROKEN does not compile"; exit 1 ;;
+*REFUSED*) echo "error: REFUSED is not to be had"; exit 2 ;;
+esac
+cat /build/in/source/main.c /build/in/kernel-configs/*/*-config >/build/out/bzImage
+cp /build/out/bzImage /build/out/config
+echo 0000 >/build/out/System.map
+echo 6.12.1-rt-"$ROLE" >/build/out/kernelrelease
+mkdir -p /build/out/modules/lib
+cp /build/out/config /build/out/modules/lib/one.ko
+""",
+    "qemu.sh": """\
+mkdir -p /build/out/{bin,libexec,share}
+cp /build/in/source/main.c /build/out/bin/qemu-system-x86_64
+chmod 755 /build/out/bin/qemu-system-x86_64
+echo helper >/build/out/libexec/helper
+echo firmware >/build/out/share/bios
+""",
+    "rootfs.sh": """\
+echo "$INCLUDE $MASKED_UNITS" >/build/out/rootfs.tar
+echo "$INCLUDE" >/build/out/packages.txt
+""",
+    "disk.sh": "cat /build/in/rootfs.tar /build/in/bzImage >/build/out/disk.qcow2\n",
+    "lab-boot.sh": """\
+cat /build/in/artifacts/*/launch/*/kvmqemu.sh >/dev/null
+echo '{"passed": true}' >/build/out/boot.json
+for way in outside inside; do echo booted >"/build/out/console-rt-guest-$way.log"; done
+""",
+}
+
+
+def git(directory: Path, *arguments: str) -> str:
+    """Run git there, as nobody in particular."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(directory),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@example.org",
+        "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@example.org",
+    }  # fmt: skip
+    done = subprocess.run(
+        ["git", *arguments], cwd=directory, env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def make_repository(directory: Path, tag: str, **files: str) -> Path:
+    """A git repository with one commit of these files (name without suffix -> content of `name.c`)."""
+    directory.mkdir(parents=True)
+    git(directory, "init", "-q", "-b", "main")
+    for name, content in files.items():
+        (directory / f"{name}.c").write_text(content)
+    git(directory, "add", ".")
+    git(directory, "commit", "-qm", "first")
+    git(directory, "tag", tag)
+    return directory
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a command printed and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standin:
+    """One checkout of the stand-in project and the cache it uses."""
+
+    root: Path
+    cache: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment that a user's shell would give."""
+        kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "DOCKER_HOST", "LANG")}
+        return kept | {
+            "PYTHONPATH": str(self.root),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "XDG_CACHE_HOME": str(self.cache),
+            "NO_COLOR": "1",
+        }
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start doit, as a user would type it."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "doit", *arguments],
+            cwd=self.root,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def doit(self, *arguments: str, **environment: str) -> Done:
+        """Run doit to its end."""
+        process = self.start(*arguments, **environment)
+        out, err = process.communicate(timeout=300)
+        return Done(process.returncode, out, err)
+
+    def store(self) -> Store:
+        """The store that the commands use."""
+        return Store(self.cache / "virt-rt")
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        """Replace text in a file of the checkout."""
+        file = self.root / path
+        text = file.read_text()
+        assert old in text, f"{path} has no {old!r}"
+        file.write_text(text.replace(old, new))
+
+    def append(self, path: str, text: str) -> None:
+        """Add text to a file of the checkout."""
+        with (self.root / path).open("a") as file:
+            file.write(text)
+
+    def clone(self, root: Path) -> Standin:
+        """Another checkout of the same state that shares the cache."""
+        shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("artifacts"))
+        return Standin(root, self.cache)
+
+    def plan(self, *tasks: str) -> dict[str, str]:
+        """What `doit plan --json` says, state by task."""
+        done = self.doit("plan", "--json", *tasks)
+        assert done.status == 0, done
+        return {row["task"]: row["state"] for row in json.loads(done.out)}
+
+
+def make(directory: Path, rootfs: Path) -> Standin:
+    """Make the checkout, its sources and locks, and put the builders into the store."""
+    root = directory / "checkout"
+    root.mkdir(parents=True)
+    for name in ("pipeline", "recipes", "kernel-configs"):
+        shutil.copytree(
+            ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.lock", "patches")
+        )
+    for name in ("dodo.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, root)
+    for name, script in STEPS.items():
+        (root / "recipes" / "steps" / name).write_text(script)
+    linux = make_repository(directory / "linux", "v6.12.1-rt1", main="int linux;\n")
+    qemu = make_repository(directory / "qemu", "v10.0.1", main="int qemu;\n")
+    (root / "recipes" / "sources.toml").write_text(
+        "".join(
+            f'[{name}]\ndescription = "stand-in"\n'
+            f'[[{name}.origins]]\nkind = "git"\nurl = "{path}"\nref = "v*"\n'
+            for name, path in (("linux-rt", linux), ("qemu-kvm-rt", qemu))
+        )
+    )
+    standin = Standin(root, directory / "cache")
+    _lock_packages(standin)
+    done = standin.doit("lock", "-u", "linux-rt", "-u", "qemu-kvm-rt")
+    assert done.status == 0, done
+    seed_builders(standin, rootfs)
+    return standin
+
+
+def _lock_packages(standin: Standin) -> None:
+    """A packages.lock of one made-up package per request, whose content is already in the store."""
+    store, recipes = standin.store(), Project(standin.root, standin.environment).recipes
+    requests = {f"builder/{name}": builder.packages for name, builder in recipes.builders.items()}
+    requests |= {f"guest/{name}": guest.image.packages for name, guest in recipes.guests.items()}
+    sets = []
+    for set_name, request in requests.items():
+        packages = []
+        for package in request:
+            blob = store.add_bytes(f"{set_name} {package}".encode())
+            packages.append(
+                locks.LockedPackage(
+                    name=package, version="1", arch="all", archive="debian",
+                    sha256=blob.digest, size=blob.size, path=f"pool/main/{package}_1_all.deb",
+                )
+            )  # fmt: skip
+        sets.append(
+            locks.PackageSet(
+                name=set_name, arch="amd64", suite="trixie", request=tuple(request), packages=tuple(packages)
+            )
+        )
+    store.close()
+    locks.dump_packages(locks.PackagesLock().replace(sets), standin.root / locks.PACKAGES_LOCK)
+
+
+def seed_builders(standin: Standin, rootfs: Path) -> None:
+    """Commit the tiny root file system as the result of every builder of the stand-in's graph."""
+    store, graph = standin.store(), Project(standin.root, standin.environment).graph
+    blob = store.add_bytes(rootfs.read_bytes())
+    for action in graph:
+        if action.kind == "builder":
+            result = Result(outputs={"rootfs.tar": (blob, "file")}, spec=graph.specs[action.name])
+            store.commit(graph.keys[action.name], result)
+    store.close()
