@@ -122,7 +122,9 @@ def _resettle(
             except Unresolvable as error:
                 unpinned = _must_move(error.output, keep)
                 if not unpinned:
-                    raise
+                    raise UserError(
+                        f"{locked.name}: {error.message}", f"run: doit lock -u {locked.name}"
+                    ) from None
                 for name, other in unpinned.items():
                     del keep[name]
                     reasons[name] = other

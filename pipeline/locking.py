@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.debian import AptRoot
+import msgspec
+
+from pipeline.debian import AptRoot, Unresolvable
 from pipeline.errors import UserError
 from pipeline.git import NoAnswer
 from pipeline.locks import LockedPackage, PackageSet, PackagesLock, SourceLock, SourcesLock
@@ -68,14 +70,17 @@ class Locker:
                 f"there is neither a source nor a package set {name}", f"one of: {', '.join(known)}"
             )
         chosen = [recipe for recipe in sorted(recipes) if name in (None, recipe)]
-        entries = [self.lock_source(source, recipes[source]) for source in chosen]
+        entries = [self.lock_source(source, recipes[source], sources.find(source)) for source in chosen]
         sets = [self.lock_packages(request) for request in requests if name in (None, request.name)]
         if name is None:
             sources, packages = SourcesLock(), PackagesLock()
         return sources.replace(entries), packages.replace(sets)
 
-    def lock_source(self, name: str, recipe: SourceRecipe) -> SourceLock:
-        """Pin a source at the first of its origins that answers; an open entry when none does."""
+    def lock_source(self, name: str, recipe: SourceRecipe, old: SourceLock | None = None) -> SourceLock:
+        """Pin a source at the first of its origins that answers; an open entry when none does.
+
+        Where that is what `old` pins and the cache has it, it is not imported again.
+        """
         log = self.sources.log
         reasons = []
         for origin in recipe.origins:
@@ -85,7 +90,7 @@ class Locker:
                     entry = self._lock_git(name, origin)
                 else:
                     where = f"Debian {origin.suite}"
-                    entry = self.lock_debian(name, origin)
+                    entry = self.lock_debian(name, origin, old)
             except NoAnswer as error:
                 reasons.append(f"{where}: {error}")
                 log(f"{name}: {where} does not answer: {error}")
@@ -105,7 +110,7 @@ class Locker:
             tree = mirror.tree(commit)
         return SourceLock(name=name, origin="git", location=origin.url, ref=ref, commit=commit, tree=tree)
 
-    def lock_debian(self, name: str, origin: DebianOrigin) -> SourceLock:
+    def lock_debian(self, name: str, origin: DebianOrigin, old: SourceLock | None = None) -> SourceLock:
         """Pin the newest version of a source package of which every file can be had; NoAnswer when none
         can.
         """
@@ -118,6 +123,9 @@ class Locker:
                         f"{name}: {origin.package} {version} is listed, but its files are not there"
                     )
                     continue
+                if old is not None and (old.ref, old.series, old.files) == (version, origin.series, files):
+                    if self.sources.holds(old):
+                        return msgspec.structs.replace(old, location=origin.suite)
                 commit, tree = self.sources.import_debian(name, version, origin.series, files)
                 return SourceLock(
                     name=name,
@@ -136,7 +144,10 @@ class Locker:
     def lock_packages(self, request: Request) -> PackageSet:
         """Pin everything that a builder or image needs, at the newest versions that can be had."""
         apt = self.apt_root(request.suite, request.arch)
-        packages = self.settle(apt, request.packages, {})
+        try:
+            packages = self.settle(apt, request.packages, {})
+        except Unresolvable as error:
+            raise UserError(f"{request.name}: {error.message}", error.hint) from None
         size = sum(package.size for package in packages) / 1e6
         self.sources.log(f"{request.name}: {len(packages)} packages, {size:.0f} MB")
         return PackageSet(

@@ -247,7 +247,7 @@ def _load(path: Path, decode: Callable[[bytes], T], empty: T) -> T:
 
 
 def _remedy(path: Path) -> str:
-    return f"take the committed file back (git checkout -- {path}), or write it anew: doit lock"
+    return f"take the committed file back (git checkout -- {path}), or delete it and run: doit lock"
 
 
 def _entry(data: bytes, where: str) -> str:

@@ -1,5 +1,6 @@
 """What `recipes/sources.toml` may say: each source and its origins in order of preference."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -49,18 +50,40 @@ class SourceRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     origins: Annotated[tuple[GitOrigin | DebianOrigin, ...], msgspec.Meta(min_length=1)]
 
 
-SourceRecipes = dict[SourceName, SourceRecipe]
-
-
 def load_recipes(path: Path) -> dict[str, SourceRecipe]:
-    """Read sources.toml; UserError names the file, the place and what was expected."""
+    """Read sources.toml; UserError names the file, the line and what was expected."""
     try:
-        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), SourceRecipes)
+        text = path.read_text(encoding="utf-8")
+        tables = tomllib.loads(text)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}", "take the committed file back") from error
+        raise UserError(f"cannot read {path}: {error.strerror}", "take the committed file back") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}", "mend the line it names") from error
-    except msgspec.ValidationError as error:
-        raise UserError(
-            f"{path}: {error}", "mend that entry; docs/sources.md lists what it may hold"
-        ) from error
+        raise UserError(f"{path} is not TOML: {error}", "mend the line it names") from None
+    recipes = {}
+    for name, table in tables.items():
+        try:
+            msgspec.convert(name, SourceName)
+            recipes[name] = msgspec.convert(table, SourceRecipe)
+        except msgspec.ValidationError as error:
+            reason, _, where = str(error).partition(" - at ")
+            line = _line(text, name, f"{reason} {where}")
+            raise UserError(f"{path}:{line}: {name}: {error}", "mend that line") from None
+    return recipes
+
+
+def _line(text: str, name: str, complaint: str) -> int:
+    """Find the line that msgspec complains about: its key, or else the table that should hold it."""
+    index = re.search(r"\.origins\[(\d+)\]", complaint)
+    key = re.search(r"unknown field `(.+?)`", complaint) or re.search(r"\.(\w+)`$", complaint)
+    headers = [f"[{name}]", *[f"[[{name}.origins]]"] * (int(index[1]) + 1 if index else 0)]
+    found = 1
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split("#")[0].replace(" ", "")
+        if headers and words == headers[0]:
+            headers.pop(0)
+            found = number
+        elif not headers and words.startswith("["):
+            break
+        elif not headers and key and words.startswith(f"{key[1]}="):
+            return number
+    return found

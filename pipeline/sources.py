@@ -76,11 +76,18 @@ class Sources:
             yield mirror
 
     def has(self, entry: SourceLock) -> bool:
-        """Tell whether a pinned source is already here."""
+        """Tell whether a pinned commit is already here."""
         if not (self.mirrors / f"{entry.name}.git").is_dir():
             return False
         with self.mirror(entry.name) as mirror:
             return mirror.has(entry.commit)
+
+    def holds(self, entry: SourceLock) -> bool:
+        """Tell whether a pinned commit is already here, and is the tree that the entry says."""
+        if not self.has(entry):
+            return False
+        with self.mirror(entry.name) as mirror:
+            return mirror.tree(entry.commit) == entry.tree
 
     def fetch(self, entry: SourceLock) -> None:
         """Make sure that a pinned source is here and is the tree that was locked."""

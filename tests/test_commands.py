@@ -181,7 +181,9 @@ def project_error(done: standin.Done) -> str:
 
 
 def test_shell_opens_the_steps_container(built: Standin) -> None:
-    done = built.doit("shell", "kernel:qemu-q35:guest", "/bin/bash", "-c", "cat /build/in/source/main.c; echo $ROLE")
+    done = built.doit(
+        "shell", "kernel:qemu-q35:guest", "/bin/bash", "-c", "cat /build/in/source/main.c; echo $ROLE"
+    )
     assert (done.status, done.out) == (0, "int linux;\nguest\n")
     assert "runs on the host" in project_error(built.doit("shell", "launch:rt-guest"))
 
@@ -247,6 +249,24 @@ def test_a_source_that_does_not_answer_is_named(project: Standin, tmp_path: Path
     assert project.doit("source:linux-rt").status == 0
 
 
+def test_a_package_that_has_left_the_archive_stops_doit_with_the_command(
+    project: Standin, tmp_path: Path
+) -> None:
+    lock = json.loads((project.root / "recipes/packages.lock").read_text())
+    package = next(s for s in lock["sets"] if s["name"] == "guest/rt-guest")["packages"][0]
+    digest = package["sha256"]
+    (project.cache / "virt-rt/cas/sha256" / digest[:2] / digest).unlink()
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    done = project.doit("rootfs:rt-guest", VIRT_RT_MIRROR=str(mirror))
+    assert f"{package['path']}, locked for guest/rt-guest, has left the archive" in project_error(done)
+    assert "run: doit lock -u guest/rt-guest\n" in done.out
+    file = mirror / "debian" / package["path"]
+    file.parent.mkdir(parents=True)
+    file.write_text(f"guest/rt-guest {package['name']}")
+    assert project.doit("rootfs:rt-guest", VIRT_RT_MIRROR=str(mirror)).status == 0
+
+
 def test_a_patch_that_does_not_apply_names_file_and_hunk(project: Standin) -> None:
     directory = project.root / "recipes/patches/linux-rt"
     directory.mkdir(parents=True)
@@ -280,7 +300,9 @@ def test_a_step_that_refuses_its_input_ends_with_two(project: Standin) -> None:
     assert "  | error: REFUSED is not to be had" in done.out
 
 
-@pytest.mark.parametrize("arguments", [["nothing"], ["run", "kernel:nowhere:guest"], ["plan", "x"], ["--nonsense"], ["why"]])
+@pytest.mark.parametrize(
+    "arguments", [["nothing"], ["run", "kernel:nowhere:guest"], ["plan", "x"], ["--nonsense"], ["why"]]
+)
 def test_words_that_mean_nothing_end_with_two(project: Standin, arguments: list[str]) -> None:
     done = project.doit(*arguments)
     assert done.status == 2, done
@@ -323,7 +345,9 @@ def test_an_artifact_edited_by_hand_is_restored_and_the_edit_kept(built: Standin
     assert "kvmqemu.sh: edited" in built.doit("why", "launch:rt-guest").out
     done = built.doit()
     assert done.status == 0
-    kept = re.search(r"^note: launch:rt-guest was edited by hand; your version is now (.*)$", done.out, re.MULTILINE)
+    kept = re.search(
+        r"^note: launch:rt-guest was edited by hand; your version is now (.*)$", done.out, re.MULTILINE
+    )
     assert kept
     assert Path(kept[1]).read_text() == "my own version"
     assert script.read_text().startswith("#!/usr/bin/env bash")
@@ -344,7 +368,9 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(project: Standin, tmp_path:
     try:
         shutil.copytree(project.cache, small / "cache")
         tight = Standin(project.root, small / "cache")
-        tight.edit("recipes/steps/kernel.sh", "mkdir -p", "head -c 8000000 /dev/zero >/build/out/big\nmkdir -p")
+        tight.edit(
+            "recipes/steps/kernel.sh", "mkdir -p", "head -c 8000000 /dev/zero >/build/out/big\nmkdir -p"
+        )
         assert "is full" in project_error(tight.doit("kernel:qemu-q35:guest"))
         assert left_behind(small / "cache") == []
         tight.edit("recipes/steps/kernel.sh", "head -c 8000000 /dev/zero >/build/out/big\n", "")
@@ -388,7 +414,9 @@ def test_an_interrupted_run_ends_soon_and_clean(project: Standin, number: signal
 def test_a_killed_run_costs_only_what_had_not_finished(project: Standin) -> None:
     """kill -9 at several moments of one build; what had finished is never done again."""
     project.edit("recipes/steps/kernel.sh", "${SLEEP:-0}", "0.05")
-    moments = random.Random(1).sample(["source:linux-rt", "rootfs:rt-guest", "kernel:qemu-q35:host", "image:rt-guest"], 4)
+    moments = random.Random(1).sample(
+        ["source:linux-rt", "rootfs:rt-guest", "kernel:qemu-q35:host", "image:rt-guest"], 4
+    )
     done_before: set[str] = set()
     for moment in moments:
         process = project.start()
