@@ -29,8 +29,9 @@ HELPERS = (
     "recipes/lab/virt-rt-proof.sh",
 )
 #: Seconds that cyclictest runs, and its period in microseconds. Long enough to find a thread that
-#: was never scheduled; under emulation a longer run would show nothing more.
-DURATION_S, INTERVAL_US = 10, 1000
+#: was never scheduled; under emulation a
+#: longer run would show nothing more, and a shorter period would find the emulator busy.
+DURATION_S, INTERVAL_US = 10, 10_000
 
 
 def lab_name(platform: str) -> str:

@@ -2,7 +2,7 @@
 # Lays out the disk of a guest: GPT, EFI system partition with a unified kernel image, ext4 root. No loop devices, no privileges.
 #
 # in:  /build/in/rootfs.tar  the root file system
-#      /build/in/bzImage     the guest kernel; finds its root without an initramfs
+#      /build/in/bzImage     the guest kernel (arm64: Image); finds its root without an initramfs
 #      /build/in/modules     what `make modules_install` installed (lib/modules/...); may be empty
 # env: ARCH      Debian architecture
 #      CMDLINE   command line of the kernel inside; must contain root=PARTLABEL=virt-rt-root
@@ -17,8 +17,8 @@ die() {
 }
 
 case $ARCH in
-  amd64) efi=x64 root_type=4f68bce3-e8cd-4db1-96e7-fbcaf984b709 ;;
-  arm64) efi=aa64 root_type=b921b045-1df0-41c3-af44-4c6f280d3fae ;;
+  amd64) kernel=/build/in/bzImage efi=x64 root_type=4f68bce3-e8cd-4db1-96e7-fbcaf984b709 ;;
+  arm64) kernel=/build/in/Image efi=aa64 root_type=b921b045-1df0-41c3-af44-4c6f280d3fae ;;
   *) die "architecture $ARCH has no EFI name here" ;;
 esac
 [[ " $CMDLINE " == *' root=PARTLABEL=virt-rt-root '* ]] || die "CMDLINE must contain root=PARTLABEL=virt-rt-root: $CMDLINE"
@@ -32,7 +32,7 @@ root_size=$((DISK_MIB - root_start - 1))
 
 tar -xf /build/in/rootfs.tar ./usr/lib/os-release ./etc/fstab
 grep -q '^PARTLABEL=virt-rt-root / ext4 ' etc/fstab || die "the root file system does not mount PARTLABEL=virt-rt-root as /"
-ukify build --linux=/build/in/bzImage --cmdline="$CMDLINE" --os-release=@usr/lib/os-release \
+ukify build --linux=$kernel --cmdline="$CMDLINE" --os-release=@usr/lib/os-release \
   --stub="/usr/lib/systemd/boot/efi/linux$efi.efi.stub" --output=uki.efi
 
 cp /build/in/rootfs.tar root.tar
@@ -58,7 +58,8 @@ mcopy -i esp.raw uki.efi "::EFI/BOOT/BOOT${efi^^}.EFI"
 dd if=esp.raw of=disk.raw bs=1M seek=$esp_start conv=notrunc,sparse status=none
 
 mke2fs -q -t ext4 -b 4096 -m 0 -L root -U "$(uuid ext4)" -d root.tar \
-  -E "offset=$((root_start << 20)),hash_seed=$(uuid hash),root_owner=0:0,nodiscard" disk.raw $((root_size * 256))
+  -E "offset=$((root_start << 20)),hash_seed=$(uuid hash),root_owner=0:0,nodiscard" disk.raw $((root_size * 256)) ||
+  die "the root file system does not fit into $root_size MiB: raise disk_mib in the guest's recipe"
 
 # The result is inspected, not the intention.
 want="virt-rt-esp $((esp_start * 2048)) $((esp_size * 2048))
@@ -73,7 +74,7 @@ for section in pefile.PE(sys.argv[1]).sections:
     if section.Name.rstrip(b"\0").decode() == sys.argv[2]:
         sys.stdout.buffer.write(section.get_data()[: section.Misc_VirtualSize])' found.efi "$1"
 }
-section .linux | cmp - /build/in/bzImage || die "the kernel in the EFI system partition is not the one given"
+section .linux | cmp - $kernel || die "the kernel in the EFI system partition is not the one given"
 [[ $(section .cmdline | tr -d '\0') == "$CMDLINE" ]] || die "the command line in the EFI system partition is not the one given"
 
 qemu-img convert -c -O qcow2 -o compression_type=zstd disk.raw /build/out/disk.qcow2
