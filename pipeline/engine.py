@@ -34,6 +34,15 @@ ENVIRONMENT = {
 }
 
 
+#: The repository of builder images; an image's tag is its key, cut to what a reader can compare.
+BUILDERS = f"{PROJECT}/builder"
+
+
+def builder_image(key: str) -> str:
+    """Name of the image of the builder with that action key."""
+    return f"{BUILDERS}:{key[:40]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Container:
     """What to run: an image, a bash script and the directories it sees.
@@ -65,6 +74,11 @@ class Container:
         return ["/bin/bash", "-c", f"exec {run}"]
 
     @property
+    def security(self) -> list[str]:
+        """Security options; where AppArmor guards containers, its default profile forbids every mount."""
+        return ["no-new-privileges", *(["apparmor=unconfined"] if "SYS_ADMIN" in self.capabilities else [])]
+
+    @property
     def uid(self) -> str:
         """`uid:gid` of the process."""
         return "0:0" if self.capabilities else f"{self.user[0]}:{self.user[1]}"
@@ -81,7 +95,8 @@ class Container:
             "--read-only",
             "--tmpfs=/tmp:exec",
         ]
-        arguments += ["--cap-drop=ALL", "--security-opt=no-new-privileges", f"--user={self.uid}"]
+        arguments += ["--cap-drop=ALL", f"--user={self.uid}"]
+        arguments += [f"--security-opt={option}" for option in self.security]
         arguments += ["--workdir=/build/work", *(f"--cap-add={name}" for name in self.capabilities)]
         arguments += [f"--label={name}={value}" for name, value in self.labels.items()]
         arguments += [f"--env={k}={v}" for k, v in (ENVIRONMENT | dict(self.environment)).items()]
@@ -123,8 +138,11 @@ class Engine:
                 return False
         return True
 
-    def import_image(self, tag: str, archive: Path) -> None:
-        """Make an image from a root file system (a tar) under `repository:tag`."""
+    def import_image(self, tag: str, archive: Path, store: str = "") -> None:
+        """Make an image from a root file system (a tar) under `repository:tag`.
+
+        `store` is the identity of the store it comes from, whose `doit gc` may remove it again.
+        """
         repository, _, name = tag.partition(":")
         client = self.client
         with _engine_errors(), archive.open("rb") as rootfs:
@@ -133,12 +151,25 @@ class Engine:
                 iter(partial(rootfs.read, 1 << 20), b""),
                 repository=repository,
                 tag=name,
-                changes=[f"LABEL {LABEL}.project={PROJECT}"],
+                changes=[f"LABEL {LABEL}.project={PROJECT} {LABEL}.store={store}"],
             )
         if not self.has_image(tag):
             raise UserError(
                 f"the container engine did not keep {tag}", "look at the engine's log and free disk space"
             )
+
+    def builder_images(self, store: str) -> list[str]:
+        """Names of the builder images that came from a store."""
+        client = self.client
+        with _engine_errors():
+            images = client.images.list(filters={"label": f"{LABEL}.store={store}"})
+        return sorted(tag for image in images for tag in image.tags if tag.startswith(f"{BUILDERS}:"))
+
+    def remove_image(self, tag: str) -> None:
+        """Remove an image; the engine refuses while a container uses it."""
+        client = self.client
+        with _engine_errors():
+            client.images.remove(tag)
 
     def run(self, container: Container, log: Callable[[bytes], None]) -> int:
         """Run a step to its end, handing its output to `log`, and return its exit status (0-255)."""
@@ -167,7 +198,7 @@ class Engine:
                 init=True,
                 cap_drop=["ALL"],
                 cap_add=list(container.capabilities),
-                security_opt=["no-new-privileges"],
+                security_opt=container.security,
                 mem_limit=memory,
                 pids_limit=PIDS_LIMIT,
             )

@@ -23,7 +23,7 @@ from typing import IO, Any, Protocol
 
 from pipeline import archive
 from pipeline.action import ALL, Action, File, Resource
-from pipeline.engine import LABEL, PROJECT, Container, Engine
+from pipeline.engine import LABEL, PROJECT, Container, Engine, builder_image
 from pipeline.errors import InternalError, UserError, VirtRtError
 from pipeline.files import digest_file, remove_tree, write_atomically
 from pipeline.graph import Graph
@@ -34,7 +34,8 @@ TAIL = 20
 #: 1980-01-01: the oldest date that every archive and file system format can hold.
 SOURCE_DATE_EPOCH = "315532800"
 #: How many steps of a sort may run at once. Two heavy ones fill each other's serial stretches
-#: (configure, link); a second emulated machine would only slow the first one's proof.
+#: (configure, link). An emulated machine has the whole real one: it takes the heavy places too,
+#: since a compile beside it makes its clocks stutter.
 PLACES: dict[Resource, int] = {"heavy": 2, "lab": 1, "network": 1}
 
 
@@ -205,7 +206,7 @@ class Executor:
         return self.engine.has_image(self._image(builder))
 
     def _image(self, builder: str) -> str:
-        return f"{PROJECT}/builder:{self.graph.keys[builder][:40]}"
+        return builder_image(self.graph.keys[builder])
 
     def repeat(self, name: str) -> dict[str, Blob]:
         """Run a step again whatever the store has, keep nothing, and return its outputs' digests."""
@@ -252,14 +253,14 @@ class Executor:
         if not resource:
             yield
             return
-        place = self._places[resource]
-        while not place.acquire(timeout=0.5):
-            if self.cancelled.is_set():
-                raise Cancelled("interrupted while waiting", "")
-        try:
+        wanted = [resource] + (["heavy"] * PLACES["heavy"] if resource == "lab" else [])
+        with contextlib.ExitStack() as held:
+            for name in wanted:
+                while not self._places[name].acquire(timeout=0.5):
+                    if self.cancelled.is_set():
+                        raise Cancelled("interrupted while waiting", "")
+                held.callback(self._places[name].release)
             yield
-        finally:
-            place.release()
 
     def _build(self, action: Action) -> Result:
         with self._place(action.resource):
@@ -431,7 +432,7 @@ class Executor:
             with self.store.building(f"image-{self.graph.keys[builder]}"):
                 if not self.engine.has_image(tag):
                     blob, _ = result.outputs["rootfs.tar"]
-                    self.engine.import_image(tag, self.store.path(blob.digest))
+                    self.engine.import_image(tag, self.store.path(blob.digest), self.store.identity)
         return tag
 
     def _collect(self, action: Action, stage: Path) -> tuple[dict[str, tuple[Blob, str]], frozenset[str]]:

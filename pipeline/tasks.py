@@ -17,7 +17,7 @@ from pipeline.artifacts import MANIFEST
 from pipeline.display import Display
 from pipeline.engine import Engine
 from pipeline.errors import VirtRtError
-from pipeline.executor import Executor
+from pipeline.executor import Cancelled, Executor
 from pipeline.plan import State
 from pipeline.project import DEFAULT_PLATFORM, Project
 
@@ -104,6 +104,8 @@ class Session:
             if action.place is not None:
                 for path in project.artifacts.place(action, project.graph.keys[name], result, project.store):
                     self.display.note(f"{name} was edited by hand; your version is now {path}")
+        except Cancelled as error:
+            return TaskFailed(error.message, report=False)
         except VirtRtError as error:
             self.display.failed(name, error)
             kind = TaskError if error.exit_status == 2 else TaskFailed
