@@ -56,6 +56,7 @@ def compile_kernel(
     files: dict[str, File],
     environment: dict[str, str],
     place: str | None,
+    modules: bool = True,
 ) -> Action:
     """The kernel step itself, for whatever fragments: `files` and `environment` as the step reads them."""
     step = "recipes/steps/kernel.sh"
@@ -75,8 +76,9 @@ def compile_kernel(
             Output("config"),
             Output("System.map"),
             Output("kernelrelease"),
-            Output("modules", "directory"),
+            *([Output("modules", "directory")] if modules else []),
         ),
+        remedy="where a symbol is named, mend the fragment that asks for it",
         resource="heavy",
         ccache=True,
         place=place,

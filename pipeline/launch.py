@@ -40,7 +40,9 @@ def launch_name(guest: str) -> str:
 def launch(root: Path, name: str, guest: Guest, platform: Platform) -> Action:
     """Render a guest's launch scripts; `root` is the checkout."""
     directory = root / "recipes" / "templates"
-    templates = {path.name: File.read(path, f"recipes/templates/{path.name}") for path in directory.glob("*.j2")}
+    templates = {
+        path.name: File.read(path, f"recipes/templates/{path.name}") for path in directory.glob("*.j2")
+    }
     variables: dict[str, Value] = {
         "guest": name,
         "platform": guest.platform,

@@ -121,6 +121,13 @@ def load(root: Path) -> Recipes:
     )
     if not loaded.platforms:
         raise UserError(f"{recipes / 'platforms'} has no platform", "run doit in a checkout of virt-rt")
+    for kind, names in (("guests", loaded.guests), ("platforms", loaded.platforms)):
+        for name in names:
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", name):
+                raise UserError(
+                    f"recipes/{kind}/{name}.toml: {name} does not fit into host names and paths",
+                    "name the file with lower-case letters, digits and '-' only",
+                )
     for name, guest in loaded.guests.items():
         if guest.platform not in loaded.platforms:
             path = recipes / "guests" / f"{name}.toml"
@@ -132,7 +139,15 @@ def load(root: Path) -> Recipes:
             guest_plan(guest.vcpus, guest.housekeeping_vcpus)
         except PlanError as error:
             path = recipes / "guests" / f"{name}.toml"
-            raise UserError(f"{_place(path, root, 'housekeeping_vcpus')}: {error.message}", error.hint) from None
+            raise UserError(
+                f"{_place(path, root, 'housekeeping_vcpus')}: {error.message}", error.hint
+            ) from None
+    for name in loaded.platforms:
+        if all(guest.platform != name for guest in loaded.guests.values()):
+            raise UserError(
+                f"recipes/platforms/{name}.toml: no guest runs on this platform",
+                f'write a recipes/guests/NAME.toml with platform = "{name}"',
+            )
     return loaded
 
 

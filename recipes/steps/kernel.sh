@@ -60,7 +60,8 @@ cd "$configs"
 "${check[@]}" --list-broken "${layers[@]}" >"$obj/broken"
 if [[ -s $obj/broken ]]; then
   explain "$obj/broken" >"$obj/why" || echo "kernel: kconfig gave no explanations" >&2
-  "${check[@]}" --why "$obj/why" "${layers[@]}"
+  # What was asked for cannot be had: that is for the fragments' author to mend, not a fault of the build.
+  "${check[@]}" --why "$obj/why" "${layers[@]}" || exit 2
 fi
 
 cd "$obj"
