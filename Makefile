@@ -35,8 +35,8 @@ relock: ## write the Python locks anew from pyproject.toml; UPGRADE=1 moves ever
 	@scripts/setup make
 	scripts/relock $(if $(UPGRADE),--upgrade)
 
-clean: ## remove artifacts/; caches stay (doit gc)
-	rm -rf artifacts
+clean: ## remove artifacts/, but not what you edited there; caches stay (doit gc)
+	[ ! -d artifacts ] || find artifacts -mindepth 1 -maxdepth 1 ! -name .edited -exec rm -rf {} +
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' Makefile

@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from pipeline import archive
 from pipeline.action import Action
 from pipeline.errors import InternalError
-from pipeline.files import digest_file, remove_tree, write_atomically
+from pipeline.files import content_of, file_lock, files_below, remove_tree
 from pipeline.store import Result, Store
 
 MANIFEST = "manifest.json"
@@ -89,12 +87,14 @@ class Artifacts:
             path = directory / name
             if not os.path.lexists(path):
                 found.append(Difference(path, "missing"))
-            elif _content(path) != record["sha256"]:
+            elif content_of(path) != record["sha256"]:
                 found.append(Difference(path, "edited"))
         known = {MANIFEST, *manifest["files"]}
-        for path in sorted(_files(directory)):
-            if path.relative_to(directory).as_posix() not in known:
-                found.append(Difference(path, "not a product"))
+        found += [
+            Difference(directory / name, "not a product")
+            for name in sorted(files_below(directory))
+            if name not in known
+        ]
         return found
 
     def place(self, action: Action, key: str, result: Result, store: Store) -> list[Path]:
@@ -109,13 +109,17 @@ class Artifacts:
                 if leftover.exists():
                     remove_tree(leftover)
             new.mkdir(parents=True)
+            # The manifest says what the step made: blobs are verified, their copies are not hashed again.
+            contents: dict[str, str] = {}
             for name, (blob, kind) in result.outputs.items():
                 target = new / name
                 if kind == "directory":
                     target.mkdir(parents=True)
+                    contents |= {f"{name}/{path}": c for path, c in result.contents.get(name, {}).items()}
                     archive.unpack(store.path(blob.digest), target)
                 else:
                     target.parent.mkdir(parents=True, exist_ok=True)
+                    contents[name] = blob.digest
                     shutil.copyfile(store.path(blob.digest), target)
                     target.chmod(0o755 if name in result.executable else 0o644)
             manifest = {
@@ -125,9 +129,12 @@ class Artifacts:
                 "tainted": result.tainted,
                 "seconds": round(result.seconds, 3),
                 "outputs": {name: blob.digest for name, (blob, _) in sorted(result.outputs.items())},
-                "files": {path.relative_to(new).as_posix(): _record(path) for path in sorted(_files(new))},
+                "files": {
+                    name: _record(new / name, contents.get(name, "")) for name in sorted(files_below(new))
+                },
             }
-            write_atomically(new / MANIFEST, json.dumps(manifest, indent=1).encode())
+            # Published by the rename of its directory. On one line: indenting takes as long as a small copy.
+            (new / MANIFEST).write_text(json.dumps(manifest))
             aside = self._set_aside(action)
             if directory.exists():
                 directory.rename(old)
@@ -141,7 +148,7 @@ class Artifacts:
         directory = self.directory(action)
         if self.manifest(action) is None:
             # nothing tells what of this was ours: all of it is kept
-            touched = sorted(_files(directory))
+            touched = [directory / name for name in sorted(files_below(directory))]
         else:
             touched = [d.path for d in self.verify(action) if d.reason != "missing"]
         shelf = self.root / EDITED / time.strftime("%Y%m%dT%H%M%S")
@@ -157,22 +164,10 @@ class Artifacts:
     def _locked(self, action: Action) -> Iterator[None]:
         locks = self.root / LOCKS
         locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / action.name.replace("/", "_"), thread_local=False):
+        with file_lock(locks / action.name.replace("/", "_")):
             yield
 
 
-def _files(directory: Path) -> Iterator[Path]:
-    """Every file and link below a directory."""
-    for parent, directories, names in os.walk(directory):
-        links = [name for name in directories if (Path(parent) / name).is_symlink()]
-        for name in [*names, *links]:
-            yield Path(parent) / name
-
-
-def _content(path: Path) -> str:
-    return f"-> {path.readlink()}" if path.is_symlink() else digest_file(path)
-
-
-def _record(path: Path) -> dict[str, Any]:
+def _record(path: Path, content: str) -> dict[str, Any]:
     status = path.lstat()
-    return {"size": status.st_size, "mtime": status.st_mtime_ns, "sha256": _content(path)}
+    return {"size": status.st_size, "mtime": status.st_mtime_ns, "sha256": content or content_of(path)}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 from doit.cmd_run import Run as DoitRun
+from doit.cmd_run import opt_continue, opt_num_process, opt_single
 
-from pipeline import changes
+from pipeline import changes, gc
 from pipeline.display import duration
 from pipeline.errors import UserError
-from pipeline.face import JSON_OPTION, Face, action_names, guarded, session
+from pipeline.face import JSON_OPTION, Face, action_names, guarded, one_action, session
 from pipeline.plan import State
 from pipeline.reporter import Reporter
 
@@ -32,19 +33,25 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
         """Everything, the loading of dodo.py included, under one guard."""
         return guarded(lambda: super(Run, self).parse_execute(in_args))
 
-    def _execute(self, **options: Any) -> int:
+    cmd_options = (opt_continue, opt_num_process, opt_single)
+
+    def _execute(self, continue_: bool = False, num_process: int = 0, single: bool = False) -> int:
         current = session()
         names = action_names(current.project, list(self.sel_tasks or []))
         current.select(names)
-        options |= {"par_type": "thread", "num_process": options.get("num_process") or PARALLEL}
-        options["reporter"] = Reporter(current)
+        # threads: steps run elsewhere, and what they share (locks, the display) lives in this process
+        options = {"par_type": "thread", "num_process": num_process or PARALLEL, "verbosity": 2}
         work = [name for name, state in current.states.items() if state in (State.BUILD, State.LOCAL)]
         finished = False
         current.display.open()
         try:
             if work:
                 current.executor.clean_up_after_crashes()
-            status = int(super()._execute(**options))
+            status = int(
+                super()._execute(
+                    sys.stdout, continue_=continue_, single=single, reporter=Reporter(current), **options
+                )
+            )
             finished = True
             return status
         finally:
@@ -56,10 +63,6 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
                 current.close()
             if not finished:
                 current.display.say("interrupted: what had finished is kept; run doit again to go on")
-
-
-# The signature of doit's `_execute` decides which options it is given.
-Run._execute.__signature__ = inspect.signature(DoitRun._execute)  # type: ignore[attr-defined]
 
 
 def _wait_for_threads(seconds: float = 20.0) -> None:
@@ -135,10 +138,9 @@ class Plan(Face):
             return
         known = [seconds for name in to_build if (seconds := times[name]) is not None]
         unknown = len(to_build) - len(known)
-        print(
-            f"{len(to_build)} to build, about {duration(sum(known))} of work"
-            + (f" and {unknown} never built on this machine" if unknown else "")
-        )
+        work = [f"about {duration(sum(known))} of work"] if known else []
+        work += [f"{unknown} never built on this machine"] if unknown else []
+        print(f"{len(to_build)} to build, {' and '.join(work)}")
 
 
 class Why(Face):
@@ -175,7 +177,7 @@ class Log(Face):
     def perform(self, params: dict[str, Any], args: list[str]) -> None:
         """Print this checkout's log, or the one kept with the result."""
         current = session()
-        action = current.project.graph[self.one(args)]
+        action = current.project.graph[one_action(current.project, self.one(args))]
         path = current.executor.log_path(action.name)
         if not path.is_file():
             result = current.project.store.lookup(current.project.graph.keys[action.name])
@@ -198,7 +200,7 @@ class Shell(Face):
         if not args:
             raise UserError("doit shell takes a TASK", "doit list --all names them")
         current = session()
-        action = current.project.graph[args[0]]
+        action = current.project.graph[one_action(current.project, args[0])]
         if action.builder is None:
             raise UserError(
                 f"{action.name} runs on the host, not in a container", "`doit log` shows what it did"
@@ -256,7 +258,7 @@ class Reproduce(Face):
     def perform(self, params: dict[str, Any], args: list[str]) -> int:
         """Print each output's verdict; status 1 when one differs."""
         current = session()
-        name = self.one(args)
+        name = one_action(current.project, self.one(args))
         executor = current.executor
         try:
             executor.clean_up_after_crashes()
@@ -270,3 +272,47 @@ class Reproduce(Face):
             differing += not same
             print(f"{output}: {'identical' if same else f'{blob.digest} became {again[output].digest}'}")
         return 1 if differing else 0
+
+
+class Gc(Face):
+    """`doit gc`."""
+
+    name = "gc"
+    doc_purpose = "remove from the cache what no run has used for a while"
+    doc_usage = ""
+    cmd_options = (
+        {
+            "name": "days",
+            "short": "",
+            "long": "days",
+            "type": int,
+            "default": 30,
+            "help": "results not used for so many days go, unless this checkout's recipes ask for them",
+        },
+        {
+            "name": "dry_run",
+            "short": "",
+            "long": "dry-run",
+            "type": bool,
+            "default": False,
+            "help": "only tell what would go",
+        },
+    )
+
+    def perform(self, params: dict[str, Any], args: list[str]) -> None:
+        """Free space and say how much."""
+        days, dry_run = params["days"], params["dry_run"]
+        if args or days < 0:
+            raise UserError("doit gc takes a number of days and no task", "doit gc --days 30")
+        current = session()
+        project, executor = current.project, current.executor
+        if not dry_run:
+            executor.clean_up_after_crashes()
+        unused_since = time.time() - days * 86_400
+        freed = gc.collect(project.store, project.graph, executor.engine, unused_since, dry_run)
+        print(
+            f"{'would remove' if dry_run else 'removed'} {freed.results} results and {freed.blobs} blobs, "
+            f"{freed.size / 1e6:.1f} MB" + "".join(f"\nand the image {image}" for image in freed.images)
+        )
+        if freed.note:
+            current.display.note(freed.note)

@@ -96,6 +96,7 @@ class Container:
             "--tmpfs=/tmp:exec",
         ]
         arguments += ["--cap-drop=ALL", f"--user={self.uid}"]
+        arguments.append(f"--hostname={PROJECT}")
         arguments += [f"--security-opt={option}" for option in self.security]
         arguments += ["--workdir=/build/work", *(f"--cap-add={name}" for name in self.capabilities)]
         arguments += [f"--label={name}={value}" for name, value in self.labels.items()]
@@ -192,6 +193,7 @@ class Engine:
                 environment=ENVIRONMENT | dict(container.environment),
                 user=container.uid,
                 working_dir="/build/work",
+                hostname=PROJECT,  # else the container's random id, which a build may write down
                 network_mode="none",
                 read_only=True,
                 tmpfs={"/tmp": "exec,mode=1777"},  # noqa: S108 - inside the container

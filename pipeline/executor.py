@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -25,12 +25,15 @@ from pipeline import archive
 from pipeline.action import ALL, Action, File, Resource
 from pipeline.engine import LABEL, PROJECT, Container, Engine, builder_image
 from pipeline.errors import InternalError, UserError, VirtRtError
-from pipeline.files import digest_file, remove_tree, write_atomically
+from pipeline.files import digest_file, remove_tree, tree_digests, write_atomically
 from pipeline.graph import Graph
 from pipeline.store import Blob, Result, Store
 
-#: Lines of a failed step's log that are shown with the error.
-TAIL = 20
+#: Lines of a failed step's log that are shown with the error, and of a step that refused its input:
+#: there the lines are the message.
+TAIL, REFUSAL = 20, 60
+#: Files a failed step left that are kept beside its log, up to this size in bytes.
+EVIDENCE = 10_000_000
 #: 1980-01-01: the oldest date that every archive and file system format can hold.
 SOURCE_DATE_EPOCH = "315532800"
 #: How many steps of a sort may run at once. Two heavy ones fill each other's serial stretches
@@ -119,7 +122,7 @@ class _Log:
         self._action, self._observer = action, observer
         self._rest = b""
         self.lines = 0
-        self.tail: deque[str] = deque(maxlen=TAIL)
+        self.tail: deque[str] = deque(maxlen=REFUSAL)
 
     def write(self, chunk: bytes) -> None:
         self._file.write(chunk)
@@ -151,6 +154,7 @@ class Executor:
         self.cancelled = threading.Event()
         self._places = {name: threading.Semaphore(count) for name, count in PLACES.items()}
         self._results: dict[str, Result] = {}
+        self.built: set[str] = set()
         self._busy: dict[str, threading.Lock] = {name: threading.Lock() for name in graph.order}
         self._used_engine = False
 
@@ -193,8 +197,6 @@ class Executor:
                 with self._disk_errors(action), self.store.building(key):
                     # another process may have built it while this one waited for the lock
                     result = self.store.verified(key) or self._build(action)
-            elif action.place is not None:
-                self.observer.finished(action, "restored", 0.0)
             self._results[name] = result
             return result
 
@@ -220,7 +222,7 @@ class Executor:
                 self._run(action, stage, log)
             finally:
                 log.close()
-            outputs, _ = self._collect(action, stage)
+            outputs = self._collect(action, stage).outputs
             self.observer.finished(action, "built", 0.0)
             return {output: blob for output, (blob, _) in outputs.items()}
 
@@ -276,18 +278,17 @@ class Executor:
                     log.close()
                 self._compare_inputs(action, stage)
                 seconds = time.monotonic() - began
-                outputs, executable = self._collect(action, stage)
-            result = Result(
-                outputs=outputs,
-                spec=self.graph.specs[action.name],
+                result = self._collect(action, stage)
+            result = replace(
+                result,
                 files={path: self.store.add_bytes(file.content) for path, file in _inputs_as_files(action)},
-                executable=executable,
                 log=self.store.add_bytes(self.log_path(action.name).read_bytes()),
                 seconds=seconds,
                 lines=log.lines,
             )
             self.store.commit(self.graph.keys[action.name], result)
             self._remember(action, result)
+        self.built.add(action.name)
         self.observer.finished(action, "built", seconds)
         return result
 
@@ -411,7 +412,7 @@ class Executor:
         if self.cancelled.is_set():
             raise Cancelled(f"{action.name} was interrupted", "")
         if status:
-            tail = list(log.tail)
+            tail = list(log.tail)[-(REFUSAL if status == 2 else TAIL) :]
             if any("No space left on device" in line for line in tail):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             why = (
@@ -422,7 +423,21 @@ class Executor:
             hint = f"log: {self.log_path(action.name)}; the same container: doit shell {action.name}"
             if action.remedy:
                 hint = f"{action.remedy}; {hint}"
+            if kept := self._keep_evidence(action, stage):
+                hint += f"; what it left: {kept}"
             raise StepFailed(f"{action.name} {why}", hint, tail, status)
+
+    def _keep_evidence(self, action: Action, stage: Path) -> Path | None:
+        """Save the declared files that a failed step did make: a proof's consoles tell why it failed."""
+        target = self.log_path(action.name).with_suffix(".failed")
+        if target.exists():
+            remove_tree(target)
+        for output in action.outputs:
+            made = stage / "out" / output.name
+            if made.is_file() and not made.is_symlink() and 0 < made.stat().st_size <= EVIDENCE:
+                (target / output.name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(made, target / output.name)
+        return target if target.exists() else None
 
     def bring_image(self, builder: str) -> str:
         """Make sure that the engine has a builder's image, and return its name."""
@@ -435,9 +450,10 @@ class Executor:
                     self.engine.import_image(tag, self.store.path(blob.digest), self.store.identity)
         return tag
 
-    def _collect(self, action: Action, stage: Path) -> tuple[dict[str, tuple[Blob, str]], frozenset[str]]:
-        """Move a step's outputs into the store: blobs by name, and which of them are executable."""
+    def _collect(self, action: Action, stage: Path) -> Result:
+        """Move a step's outputs into the store, as a result of which no more than they is known."""
         outputs: dict[str, tuple[Blob, str]] = {}
+        contents: dict[str, dict[str, str]] = {}
         executable = set()
         for output in action.outputs:
             made = stage / "out" / output.name
@@ -446,6 +462,7 @@ class Executor:
                     raise InternalError(
                         f"{action.name} made no directory {output.name}", self._log_hint(action)
                     )
+                contents[output.name] = tree_digests(made)
                 packed = stage / "packed.tar"
                 archive.pack(made, packed)
                 outputs[output.name] = (self.store.add(packed), "directory")
@@ -468,7 +485,12 @@ class Executor:
                         f"{action.name}: {output.name} has sha256 {error}, the lock says {output.digest}",
                         "a mirror may be damaged: try again, or move the lock with `doit lock -u NAME`",
                     ) from None
-        return outputs, frozenset(executable)
+        return Result(
+            outputs=outputs,
+            spec=self.graph.specs[action.name],
+            contents=contents,
+            executable=frozenset(executable),
+        )
 
     def _log_hint(self, action: Action) -> str:
         return f"log: {self.log_path(action.name)}"

@@ -136,3 +136,11 @@ def action_names(project: Project, names: list[str]) -> list[str]:
                 raise UserError(f"there is no task {name}", "`doit list --all` names every task")
             found += group
     return list(dict.fromkeys(found))
+
+
+def one_action(project: Project, name: str) -> str:
+    """The one action that a task name means; a group of several is refused with their names."""
+    found = action_names(project, [name])
+    if len(found) > 1:
+        raise UserError(f"{name} is a group", f"name one of: {', '.join(found)}")
+    return found[0]

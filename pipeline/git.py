@@ -160,7 +160,8 @@ class Mirror:
         """Write a plain bare repository that serves a commit."""
         copy = Mirror(target)
         refspec = f"+refs/locked/{commit}:refs/heads/locked/{commit}"
-        copy._git("fetch", "-q", "--no-tags", str(self.path), refspec)
+        # --update-shallow: otherwise git fetches the objects of a shallow history and makes no ref to them
+        copy._git("fetch", "-q", "--no-tags", "--update-shallow", str(self.path), refspec)
         copy._git("symbolic-ref", "HEAD", f"refs/heads/locked/{commit}")
         # Fetches ask for the commit by its id.
         copy._git("config", "uploadpack.allowAnySHA1InWant", "true")

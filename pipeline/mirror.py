@@ -5,7 +5,8 @@
     DIR/git/<source>.git          every pinned commit
     DIR/sources.lock  DIR/packages.lock
 
-`VIRT_RT_MIRROR=DIR`, or the address of a web server that serves the directory, makes a build use it.
+`VIRT_RT_MIRROR=DIR` makes a build use it. A plain web server may serve the directory when no source is
+pinned to git: a shallow history cannot be fetched from one.
 """
 
 from collections.abc import Iterable

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from doit.exceptions import UnmetDependency
+
 from pipeline.plan import State
 from pipeline.tasks import Session
 
@@ -38,7 +40,9 @@ class Reporter:
     def add_failure(self, task: Any, fail: Any) -> None:
         """Show what the display was not told: faults in the scheduling itself."""
         self._failed = True
-        if fail.report:
+        if isinstance(fail, UnmetDependency):
+            self._session.display.say(f"[{task.name}] not tried, since {fail.message} failed")
+        elif fail.report:
             self._session.display.say(f"error: {task.name}: {fail.get_msg()}")
 
     def runtime_error(self, msg: str) -> None:

@@ -6,32 +6,40 @@
       ac/ab/<key>.json         action results: outputs, digests, sizes, what was asked for
       runs/<run>/              one directory per living process: its lock and its stages
       locks/<key>              held while a key is being built
+      users                    locked: shared by whoever uses results, alone by `doit gc`
       git/  ccache/  history/  apt/
 
 A result is written after its blobs, by rename, so that whoever sees it finds them. A result of
 which a blob is missing or damaged is no result: never an error, always a miss. Failures are not
 stored. A run's directory belongs to the process that holds the lock in it; whatever is found
 without a holder was left by a crash and is removed by the next run.
+
+Nothing that is used disappears: before a store hands out or takes in its first blob it locks
+`users` together with all others, and keeps that until it is closed or its process ends. Who removes
+results takes the same lock alone, so there is no blob that a run relies on and a collection does
+not see.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import shutil
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.files import digest_file, remove_tree, write_atomically
+from pipeline.files import digest_file, file_lock, random_word, remove_tree, write_atomically
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 VERSION = "1"
 
@@ -49,6 +57,7 @@ class Result:
     """What an action made.
 
     outputs  blob and kind (`file` or `directory`) by output name
+    contents what each output that is a directory holds, see `pipeline.files.tree_digests`
     files    blobs of the small inputs by path, so that a later run can show what changed in them
     spec     what was asked for, as the key was computed from it
     log      the step's log
@@ -60,6 +69,7 @@ class Result:
     outputs: dict[str, tuple[Blob, str]]
     spec: dict[str, Any]
     files: dict[str, Blob] = field(default_factory=dict)
+    contents: dict[str, dict[str, str]] = field(default_factory=dict)
     executable: frozenset[str] = frozenset()
     log: Blob | None = None
     seconds: float = 0.0
@@ -79,7 +89,7 @@ class Result:
                 if kind == "file"
             ],
             "outputDirectories": [
-                {"path": name, "tarDigest": digest(blob)}
+                {"path": name, "tarDigest": digest(blob), "files": self.contents.get(name, {})}
                 for name, (blob, kind) in sorted(self.outputs.items())
                 if kind == "directory"
             ],
@@ -111,6 +121,7 @@ class Result:
             outputs=outputs,
             spec=dict(data["spec"]),
             files={entry["path"]: blob(entry["digest"]) for entry in data["inputFiles"]},
+            contents={e["path"]: dict(e.get("files", {})) for e in data["outputDirectories"]},
             executable=frozenset(e["path"] for e in data["outputFiles"] if e["isExecutable"]),
             log=blob(data["stdoutDigest"]) if data["stdoutDigest"] else None,
             seconds=float(data["seconds"]),
@@ -127,6 +138,7 @@ class Store:
         self.root = root
         self._held: FileLock | None = None
         self._run: Path | None = None
+        self._users: int | None = None
         self._guard = threading.Lock()
         version = root / "version"
         try:
@@ -146,6 +158,11 @@ class Store:
                 f"the cache {root} has layout {found}, this virt-rt reads {VERSION}",
                 f"delete {root} or set XDG_CACHE_HOME to another directory",
             )
+
+    @property
+    def identity(self) -> str:
+        """Tells this store's builder images from those of another store with the same engine."""
+        return hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:16]
 
     # Blobs ------------------------------------------------------------------------------------
 
@@ -173,6 +190,7 @@ class Store:
 
         Raises ValueError when `digest` is given and the content has another one.
         """
+        self._use()
         found = digest_file(source)
         if digest and found != digest:
             raise ValueError(found)
@@ -217,9 +235,15 @@ class Store:
         return result
 
     def verified(self, key: str) -> Result | None:
-        """Like `lookup`, with the content of every output hashed; damaged blobs are removed."""
+        """Like `lookup`, with the content of every output hashed; damaged blobs are removed.
+
+        This is what counts as use: it refreshes the time that `doit gc` goes by.
+        """
+        self._use()
         result = self.lookup(key)
         if result and all(self.intact(blob) for blob, _ in result.outputs.values()):
+            with contextlib.suppress(OSError):  # a cache shared read-only is still good for hits
+                os.utime(self._result_path(key))
             return result
         return None
 
@@ -232,40 +256,88 @@ class Store:
         """Hold the key: one build of it at a time, over all processes that share the store."""
         path = self.root / "locks" / key
         path.parent.mkdir(exist_ok=True)
-        with FileLock(path, thread_local=False):
+        with file_lock(path):
             yield
+
+    # Use and collection -----------------------------------------------------------------------
+
+    def _use(self) -> None:
+        """Keep every `doit gc` away until this store is closed or the process ends."""
+        with self._guard:
+            if self._users is None:
+                users = os.open(self.root / "users", os.O_RDWR | os.O_CREAT, 0o644)
+                fcntl.flock(users, fcntl.LOCK_SH)
+                self._users = users
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have the store to oneself; a UserError when anyone uses it."""
+        users = os.open(self.root / "users", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise UserError(f"a run is using the cache {self.root}", "try again when it has ended") from None
+        finally:
+            os.close(users)
+
+    def results(self) -> Iterator[tuple[Path, str, Result | None]]:
+        """Every file of a result: its path, key and content; None where there is no readable one.
+
+        The file's modification time is the last time the result was used.
+        """
+        for path in self.root.glob("ac/*/*"):
+            try:
+                result = Result.from_json(json.loads(path.read_bytes())) if path.suffix == ".json" else None
+            except (ValueError, KeyError, TypeError):
+                result = None
+            yield path, path.stem, result
+
+    def blobs(self) -> Iterator[Path]:
+        """Every blob; its name is its digest."""
+        return self.root.glob("cas/sha256/*/*")
+
+    def drop_free_locks(self) -> None:
+        """Remove the lock files of keys that nobody is building; only when `alone`."""
+        for path in self.root.glob("locks/*"):
+            with contextlib.suppress(TimeoutError), file_lock(path).acquire(timeout=0):
+                path.unlink(missing_ok=True)
 
     # Runs -------------------------------------------------------------------------------------
 
     @property
     def run(self) -> str:
         """This process's run: the name its stages and containers carry while it lives."""
+        self._use()
         with self._guard:
             if self._run is None:
                 runs = self.root / "runs"
                 runs.mkdir(exist_ok=True)
-                with FileLock(runs / ".starting"):  # a sweeping process must not see a run without lock
-                    run = runs / f"{int(time.time())}-{uuid.uuid4().hex[:12]}"
+                with file_lock(runs / ".starting"):  # a sweeping process must not see a run without lock
+                    run = runs / f"{int(time.time())}-{random_word()}"
                     run.mkdir()
-                    self._held = FileLock(run / "lock", thread_local=False)
+                    self._held = file_lock(run / "lock")
                     self._held.acquire()
                 self._run = run
             return self._run.name
 
     def stage(self, purpose: str) -> Path:
         """A new empty directory of this run, on the same file system as the blobs."""
-        path = self.root / "runs" / self.run / f"{purpose}-{uuid.uuid4().hex[:8]}"
+        path = self.root / "runs" / self.run / f"{purpose}-{random_word()}"
         path.mkdir()
         return path
 
     def close(self) -> None:
-        """Drop this run's stages and its lock."""
+        """Drop this run's stages and its locks."""
         with self._guard:
             if self._run is not None:
                 remove_tree(self._run)
                 if self._held is not None:
                     self._held.release(force=True)
                 self._run, self._held = None, None
+            if self._users is not None:
+                os.close(self._users)
+                self._users = None
 
     def sweep(self) -> list[str]:
         """Remove what dead runs left behind and return their names, whose containers may still be up."""
@@ -273,15 +345,15 @@ class Store:
         runs = self.root / "runs"
         if not runs.is_dir():
             return dead
-        with FileLock(runs / ".starting"):
+        with file_lock(runs / ".starting"):
             for run in runs.iterdir():
                 if run.name.startswith(".") or (self._run is not None and run == self._run):
                     continue
-                lock = FileLock(run / "lock")
+                lock = file_lock(run / "lock")
                 try:
                     with lock.acquire(timeout=0):
                         dead.append(run.name)
                         remove_tree(run)
-                except Timeout:
+                except TimeoutError:
                     continue
         return dead

@@ -101,9 +101,12 @@ class Session:
         project, action = self.project, self.project.graph[name]
         try:
             result = self.executor.result(name)
-            if action.place is not None:
-                for path in project.artifacts.place(action, project.graph.keys[name], result, project.store):
+            key = project.graph.keys[name]
+            if action.place is not None and not project.artifacts.current(action, key):
+                for path in project.artifacts.place(action, key, result, project.store):
                     self.display.note(f"{name} was edited by hand; your version is now {path}")
+                if name not in self.executor.built:
+                    self.display.finished(action, "restored", 0.0)
         except Cancelled as error:
             return TaskFailed(error.message, report=False)
         except VirtRtError as error:

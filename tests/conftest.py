@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.action import Action, File, Output, Step, Upstream
-from pipeline.engine import Engine
+from pipeline.engine import BUILDERS, Engine
+from pipeline.errors import UserError
 from pipeline.executor import Executor
 from pipeline.graph import Graph
+from pipeline.project import Project
 from pipeline.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Recorder:
@@ -67,6 +71,25 @@ def host_step(
         outputs=(Output(output),),
         place=place,
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_images_are_left() -> Iterator[None]:
+    """Remove the builder images that tests made from stores of their own; no later run would."""
+
+    def images() -> set[str]:
+        return {tag for image in engine.client.images.list() for tag in image.tags if tag.startswith(BUILDERS)}
+
+    engine = Engine()
+    try:
+        before = images()
+    except UserError:  # tests that need an engine say so themselves
+        yield
+        return
+    yield
+    own = set(engine.builder_images(Store(Project(ROOT).cache).identity))
+    for tag in images() - before - own:
+        engine.client.images.remove(tag, force=True)
 
 
 @pytest.fixture

@@ -202,21 +202,32 @@ def test_reproduce_compares_two_runs(built: Standin) -> None:
 # Bad input ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("path", "old", "new", "message"),
-    [
-        ("recipes/guests/rt-guest.toml", "vcpus = 2", "vcpu = 2", r"recipes/guests/rt-guest.toml:3: unknown key vcpu$"),
-        ("recipes/guests/rt-guest.toml", "vcpus = 2", 'vcpus = "2"', r"rt-guest.toml:3: vcpus: expected `int`, got `str`$"),
-        ("recipes/guests/rt-guest.toml", "vcpus = 2", "vcpus = ", r"rt-guest.toml: not TOML: .*line 3"),
-        ("recipes/guests/rt-guest.toml", "disk_mib = ", "disk_mib = -", r"rt-guest.toml:\d+: image.disk_mib: expected `int` >= 128"),
-        ("recipes/guests/rt-guest.toml", '"qemu-q35"', '"q53"', r"rt-guest.toml:2: there is no platform q53$"),
-        ("recipes/guests/rt-guest.toml", "housekeeping_vcpus = 1", "housekeeping_vcpus = 2", r"rt-guest.toml:4: .*no vCPU is left to isolate"),
-        ("recipes/builders/kernel.toml", '"gcc"', '"gcc", "added-one"', "recipes/builders/kernel.toml and recipes/packages.lock differ: added-one"),
-        ("recipes/platforms/qemu-q35.toml", "common/rt.config", "common/rtt.config", "there is no kernel-configs/common/rtt.config"),
-        ("recipes/sources.lock", '"schema":1', '"schema":', "recipes/sources.lock is not JSON"),
-        ("recipes/packages.lock", '"sha256":"', '"sha256":"x', "recipes/packages.lock: builder/image"),
-    ],
-)  # fmt: skip
+GUEST = "recipes/guests/rt-guest.toml"
+BAD_INPUT = [
+    (GUEST, "vcpus = 2", "vcpu = 2", rf"{GUEST}:3: unknown key vcpu$"),
+    (GUEST, "vcpus = 2", 'vcpus = "2"', rf"{GUEST}:3: vcpus: expected `int`, got `str`$"),
+    (GUEST, "vcpus = 2", "vcpus = ", rf"{GUEST}: not TOML: .*line 3"),
+    (GUEST, "disk_mib = ", "disk_mib = -", rf"{GUEST}:\d+: image.disk_mib: expected `int` >= 128"),
+    (GUEST, '"qemu-q35"', '"q53"', rf"{GUEST}:2: there is no platform q53$"),
+    (GUEST, "ing_vcpus = 1", "ing_vcpus = 2", rf"{GUEST}:4: .*no vCPU is left to isolate"),
+    (
+        "recipes/builders/kernel.toml",
+        '"gcc"',
+        '"gcc", "added-one"',
+        "recipes/builders/kernel.toml and recipes/packages.lock differ: added-one",
+    ),
+    (
+        "recipes/platforms/qemu-q35.toml",
+        "common/rt.config",
+        "common/rtt.config",
+        "there is no kernel-configs/common/rtt.config",
+    ),
+    ("recipes/sources.lock", '"schema":1', '"schema":', "recipes/sources.lock is not JSON"),
+    ("recipes/packages.lock", '"sha256":"', '"sha256":"x', "recipes/packages.lock: builder/image"),
+]
+
+
+@pytest.mark.parametrize(("path", "old", "new", "message"), BAD_INPUT)
 def test_bad_input_is_one_line_that_names_the_place(
     project: Standin, path: str, old: str, new: str, message: str
 ) -> None:

@@ -28,7 +28,7 @@ Told = dict[str, tuple[int, str]]
 def stat(policy: int, priority: int, cpus: str) -> str:
     """Two lines as the guest prints for a thread; a name with a blank and parentheses must not mislead."""
     fields = ["R", *["0"] * 36, str(priority), str(policy), *["0"] * 11]
-    return f"77 (cyclic (te) st) {' '.join(fields)}\nCpus_allowed_list:\t{cpus}\n"
+    return f"77 (cyclic (test) x) {' '.join(fields)}\nCpus_allowed_list:\t{cpus}\n"
 
 
 def cyclictest() -> dict[str, Any]:
