@@ -38,7 +38,7 @@ def no_op(work: Path, rounds: int) -> Row:
         )
         return done.stdout
 
-    sides = (partial(run, project.root, environment), partial(run, plain, os.environ))
+    sides = (partial(run, project.root, environment), partial(run, plain, environment))
     if not sides[0]().startswith("everything is current"):
         raise UserError("there is something to do in the project that is to do nothing", "doit plan")
     sides[1]()
@@ -67,13 +67,14 @@ def built(project: Project) -> bool:
 def _built_project(work: Path) -> tuple[Project, Mapping[str, str], str]:
     """The checkout when it is built, else the stand-in of the tests; its environment; which it is."""
     project = Project(ROOT)
+    # with compiled modules, as in any checkout that has been used
+    ordinary = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     if built(project):
-        return project, os.environ, "the built checkout"
+        return project, ordinary, "the built checkout"
     (work / "rootfs").mkdir()
     made = standin.make(work / "standin", tiny_rootfs(work / "rootfs"))
     done = made.doit()
     if done.status:
         raise UserError(f"the stand-in project could not be built: {done.out}{done.err}", "make test")
-    # compiled modules, as in a checkout that has been used
     environment = {k: v for k, v in made.environment.items() if k != "PYTHONDONTWRITEBYTECODE"}
     return Project(made.root, environment), environment, "stand-in project with the same graph"

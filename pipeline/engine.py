@@ -219,14 +219,18 @@ class Engine:
     def stop(self, run: str) -> None:
         """Kill and remove every container of a run."""
         with _engine_errors():
-            for handle in self.client.containers.list(all=True, filters={"label": f"{LABEL}.run={run}"}):
+            for handle in self.client.containers.list(
+                all=True, ignore_removed=True, filters={"label": f"{LABEL}.run={run}"}
+            ):
                 with contextlib.suppress(Exception):
                     handle.remove(force=True)
 
     def runs(self) -> set[str]:
         """Runs that have containers on this engine, living or dead."""
         with _engine_errors():
-            found = self.client.containers.list(all=True, filters={"label": f"{LABEL}.project={PROJECT}"})
+            found = self.client.containers.list(
+                all=True, ignore_removed=True, filters={"label": f"{LABEL}.project={PROJECT}"}
+            )
             return {handle.labels.get(f"{LABEL}.run", "") for handle in found}
 
 

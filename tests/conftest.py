@@ -78,7 +78,9 @@ def no_images_are_left() -> Iterator[None]:
     """Remove the builder images that tests made from stores of their own; no later run would."""
 
     def images() -> set[str]:
-        return {tag for image in engine.client.images.list() for tag in image.tags if tag.startswith(BUILDERS)}
+        return {
+            tag for image in engine.client.images.list() for tag in image.tags if tag.startswith(BUILDERS)
+        }
 
     engine = Engine()
     try:

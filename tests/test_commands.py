@@ -60,7 +60,9 @@ def built(project: Standin) -> Standin:
 def left_behind(cache: Path) -> list[str]:
     """Stage directories in the cache, and containers whose step ran in one."""
     stages = [str(path) for path in (cache / "virt-rt" / "runs").glob("[!.]*")]
-    handles = Engine().client.containers.list(all=True, filters={"label": f"{LABEL}.project={PROJECT}"})
+    handles = Engine().client.containers.list(
+        all=True, ignore_removed=True, filters={"label": f"{LABEL}.project={PROJECT}"}
+    )
     mounted = [m["Source"] for handle in handles for m in handle.attrs["Mounts"]]
     return stages + [source for source in mounted if source.startswith(str(cache))]
 
@@ -302,6 +304,16 @@ def test_a_step_that_fails_shows_its_last_lines_log_and_the_way_in(project: Stan
     assert "Traceback" not in done.out + done.err
     project.edit(GUEST_CONFIG, "BROKEN\n", "")
     assert project.doit("kernel:qemu-q35:guest").status == 0
+
+
+def test_what_a_failed_step_made_is_kept_beside_its_log(project: Standin) -> None:
+    project.append("recipes/steps/lab-boot.sh", "exit 1\n")
+    done = project.doit()
+    assert done.status == 1
+    kept = project.root / "artifacts/log/lab:qemu-q35.failed"
+    assert f"what it left: {kept}\n" in done.out
+    assert (kept / "console-rt-guest-outside.log").read_text() == "booted\n"
+    assert "[platform:qemu-q35] not tried, since lab:qemu-q35 failed\n" in project.doit("-c").out
 
 
 def test_a_step_that_refuses_its_input_ends_with_two(project: Standin) -> None:

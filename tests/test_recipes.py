@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,18 @@ def test_a_missing_or_binary_file_is_an_error(tmp_path: Path) -> None:
 
 def test_a_project_without_platforms_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no platform"):
+        load(tmp_path)
+
+
+def test_names_that_fit_nowhere_and_platforms_without_guests_are_refused(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("elements"))
+    guest = tmp_path / "recipes" / "guests" / "rt-guest.toml"
+    odd = guest.with_name("rt.guest.toml")
+    guest.rename(odd)
+    with pytest.raises(UserError, match="does not fit into host names"):
+        load(tmp_path)
+    odd.unlink()
+    with pytest.raises(UserError, match="qemu-q35.toml: no guest runs on this platform"):
         load(tmp_path)
 
 

@@ -32,6 +32,7 @@ from tests.local_archive import (
     quiet_git,
     stop_agent,
 )
+from tests.standin import git
 
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason=f"missing: {', '.join(missing_tools())}")
 
@@ -417,6 +418,9 @@ def test_a_mirror_serves_a_machine_without_network(
         put(entry, there, tmp_path / f"{entry.name}.tar.zst")
     assert (tmp_path / "mirror/debian" / packages.sets[0].packages[0].path).is_file()
     assert (tmp_path / "mirror/sources.lock").read_bytes() == encode_sources(lock)
+    for entry in lock.sources:
+        refs = git(tmp_path / f"mirror/git/{entry.name}.git", "for-each-ref", "--format=%(objectname)")
+        assert refs == entry.commit, "an object without a ref is lost at the next git gc"
     write_mirror(tmp_path / "mirror", lock, packages, there)
 
 
