@@ -21,6 +21,7 @@ from pipeline.files import remove_tree
 from pipeline.graph import Graph
 from pipeline.inputs import source_name
 from pipeline.project import Project
+from pipeline.stage import Stage
 from tests.test_pocket import pocket_kernel
 
 MOST_RATIO = 1.03
@@ -38,7 +39,7 @@ def kernel_build(work: Path, rounds: int, quick: bool) -> Row:
         return Row(what, target=f"<= {MOST_RATIO}", note="a chroot needs root")
     action = _action(quick)
     with _staged(work, action) as (executor, stage, root):
-        container = executor.container(action, stage)
+        container = executor.container(stage)
 
         def ours() -> float:
             _empty(stage)
@@ -75,7 +76,7 @@ def _action(quick: bool) -> Action:
 
 
 @contextmanager
-def _staged(work: Path, action: Action) -> Iterator[tuple[Executor, Path, Path]]:
+def _staged(work: Path, action: Action) -> Iterator[tuple[Executor, Stage, Path]]:
     """The step's stage, used by both sides, and the builder's root file system unpacked."""
     project = Project(ROOT)
     builder = action.builder or ""
@@ -94,10 +95,10 @@ def _staged(work: Path, action: Action) -> Iterator[tuple[Executor, Path, Path]]
         remove_tree(root)
 
 
-def _empty(stage: Path) -> None:
-    for name in ("out", "work"):
-        remove_tree(stage / name)
-        (stage / name).mkdir()
+def _empty(stage: Stage) -> None:
+    for directory in (stage.out, stage.work):
+        remove_tree(directory)
+        directory.mkdir()
     os.sync()
 
 
@@ -129,6 +130,6 @@ def _in_chroot(container: Container, root: Path) -> int:
     ).returncode
 
 
-def _check(status: int, stage: Path) -> None:
-    if status or not any((stage / "work").iterdir()):
+def _check(status: int, stage: Stage) -> None:
+    if status or not any(stage.work.iterdir()):
         raise InternalError(f"the kernel step ended with {status}", "run it with `doit shell` to see why")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.executor import remembered
+from pipeline import history
 from pipeline.keys import Spec
 from pipeline.project import Project
 from pipeline.store import Result
@@ -58,8 +58,8 @@ def _last_spec(project: Project, name: str) -> Spec | None:
 
 
 def _last_result(project: Project, name: str) -> Result | None:
-    record = remembered(project.store, name)
-    return project.store.lookup(record["key"]) if record else None
+    record = history.last(project.store, name)
+    return project.store.lookup(record.key) if record else None
 
 
 def _compare(project: Project, name: str, old: Spec, seen: set[str]) -> Iterator[Change]:

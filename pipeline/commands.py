@@ -209,7 +209,7 @@ class Shell(Face):
         try:
             executor.clean_up_after_crashes()
             stage = executor.stage_for_shell(action)
-            command = executor.container(action, stage).cli(*(args[1:] or ["/bin/bash"]))
+            command = executor.container(stage).cli(*(args[1:] or ["/bin/bash"]))
             if not (sys.stdin.isatty() and sys.stdout.isatty()):
                 command.remove("-it")
             else:

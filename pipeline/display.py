@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING
 from pipeline.action import Action
 from pipeline.errors import VirtRtError
 from pipeline.executor import StepFailed
+from pipeline.history import Record
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -37,7 +38,7 @@ class Running:
     """A step that runs: since when (monotonic seconds), and how far."""
 
     name: str
-    expected: tuple[float, int] | None
+    last: Record | None
     since: float = field(default_factory=time.monotonic)
     lines: int = 0
     counted: tuple[int, int] | None = None
@@ -55,8 +56,8 @@ class Running:
         """How far it is, 0 to 1, when that can be told."""
         if self.counted:
             return min(self.counted[0] / self.counted[1], 1.0)
-        if self.expected and self.expected[1] > 20:
-            return min(self.lines / self.expected[1], 0.99)
+        if self.last and self.last.lines > 20:
+            return min(self.lines / self.last.lines, 0.99)
         return None
 
     @property
@@ -74,7 +75,7 @@ class Running:
         """Seconds still to go: by the share that is done once that says something, else by the last run."""
         if self.fraction and self.fraction > 0.1:
             return elapsed * (1 / self.fraction - 1)
-        return self.expected[0] - elapsed if self.expected else None
+        return self.last.seconds - elapsed if self.last else None
 
 
 class Display:
@@ -91,13 +92,13 @@ class Display:
 
     # Observer ---------------------------------------------------------------------------------
 
-    def started(self, action: Action, expected: tuple[float, int] | None) -> None:
+    def started(self, action: Action, last: Record | None) -> None:
         """A step begins."""
         with self._lock:
-            self._running[action.name] = Running(action.name, expected)
+            self._running[action.name] = Running(action.name, last)
             if not self._terminal:
-                last = f" (last time {duration(expected[0])})" if expected else ""
-                self.say(f"[{action.name}] started: {action.summary}{last}")
+                before = f" (last time {duration(last.seconds)})" if last else ""
+                self.say(f"[{action.name}] started: {action.summary}{before}")
         self._refresh()
 
     def line(self, action: Action, text: str) -> None:

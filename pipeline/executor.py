@@ -10,30 +10,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-import shutil
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Protocol
 
-from pipeline import archive
-from pipeline.action import ALL, Action, File, Resource
+from pipeline import history
+from pipeline.action import Action, File, Resource
 from pipeline.engine import LABEL, PROJECT, Container, Engine, builder_image
 from pipeline.errors import InternalError, UserError, VirtRtError
-from pipeline.files import digest_file, remove_tree, tree_digests, write_atomically
+from pipeline.files import remove_tree
 from pipeline.graph import Graph
+from pipeline.stage import Stage
+from pipeline.steplog import StepLog
 from pipeline.store import Blob, Result, Store
 
-#: Lines of a failed step's log that are shown with the error, and of a step that refused its input:
-#: there the lines are the message.
-TAIL, REFUSAL = 20, 60
-#: Files a failed step left that are kept beside its log, up to this size in bytes.
-EVIDENCE = 10_000_000
 #: 1980-01-01: the oldest date that every archive and file system format can hold.
 SOURCE_DATE_EPOCH = "315532800"
 #: How many steps of a sort may run at once. Two heavy ones fill each other's serial stretches
@@ -45,8 +39,8 @@ PLACES: dict[Resource, int] = {"heavy": 2, "lab": 1, "network": 1}
 class Observer(Protocol):
     """Who is told what happens; called from several threads."""
 
-    def started(self, action: Action, expected: tuple[float, int] | None) -> None:
-        """A step begins; `expected` is (seconds, log lines) of its last run."""
+    def started(self, action: Action, last: history.Record | None) -> None:
+        """A step begins; `last` is its last run here, if there was one."""
 
     def line(self, action: Action, text: str) -> None:
         """A step wrote a line to its log."""
@@ -97,7 +91,7 @@ class _Step:
     out: Path
     scratch: Path
     executor: Executor
-    writer: _Log
+    writer: StepLog
 
     def log(self, line: str) -> None:
         """Write one line to the step's log."""
@@ -109,39 +103,7 @@ class _Step:
 
     def check_cancelled(self) -> None:
         """Raise when the run was interrupted."""
-        if self.executor.cancelled.is_set():
-            raise Cancelled(f"{self.action.name} was interrupted", "")
-
-
-class _Log:
-    """A step's log file; splits what arrives into lines for whoever watches."""
-
-    def __init__(self, path: Path, action: Action, observer: Observer) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[bytes] = path.open("wb")
-        self._action, self._observer = action, observer
-        self._rest = b""
-        self.lines = 0
-        self.tail: deque[str] = deque(maxlen=REFUSAL)
-
-    def write(self, chunk: bytes) -> None:
-        self._file.write(chunk)
-        self._file.flush()
-        *whole, self._rest = (self._rest + chunk).split(b"\n")
-        for raw in whole:
-            self._line(raw)
-
-    def _line(self, raw: bytes) -> None:
-        text = raw.decode(errors="replace").rstrip()
-        self.lines += 1
-        self.tail.append(text)
-        self._observer.line(self._action, text)
-
-    def close(self) -> None:
-        if self._rest:
-            self._line(self._rest)
-            self._rest = b""
-        self._file.close()
+        self.executor._check_cancelled(self.action)
 
 
 class Executor:
@@ -211,30 +173,21 @@ class Executor:
         return builder_image(self.graph.keys[builder])
 
     def repeat(self, name: str) -> dict[str, Blob]:
-        """Run a step again whatever the store has, keep nothing, and return its outputs' digests."""
+        """Run a step again whatever the store has, publish nothing, and return its outputs' blobs."""
         action = self.graph[name]
         for upstream in self._run_time_needs(action):
             self.result(upstream)
-        with self._disk_errors(action), self._place(action.resource), self._staged(action) as stage:
-            log = _Log(self.log_path(f"{name}.again"), action, self.observer)
-            self.observer.started(action, expected(self.store, name))
-            try:
-                self._run(action, stage, log)
-            finally:
-                log.close()
-            outputs = self._collect(action, stage).outputs
-            self.observer.finished(action, "built", 0.0)
-            return {output: blob for output, (blob, _) in outputs.items()}
+        with self._disk_errors(action), self._place(action.resource):
+            result, _ = self._perform(action, self.log_path(f"{name}.again"))
+        return {output: blob for output, (blob, _) in result.outputs.items()}
 
-    def stage_for_shell(self, action: Action) -> Path:
+    def stage_for_shell(self, action: Action) -> Stage:
         """Stage a step's inputs and bring its image; the stage lives until the store is closed."""
         for upstream in self._run_time_needs(action):
             self.result(upstream)
         if action.builder:
             self.bring_image(action.builder)
-        stage = self.store.stage(action.kind)
-        self._stage_inputs(action, stage)
-        return stage
+        return self._stage(action, self.log_path(action.name))
 
     # Building ---------------------------------------------------------------------------------
 
@@ -266,107 +219,63 @@ class Executor:
 
     def _build(self, action: Action) -> Result:
         with self._place(action.resource):
-            if self.cancelled.is_set():
-                raise Cancelled(f"{action.name} was interrupted", "")
-            self.observer.started(action, expected(self.store, action.name))
-            began = time.monotonic()
-            log = _Log(self.log_path(action.name), action, self.observer)
-            with self._staged(action) as stage:
-                try:
-                    self._run(action, stage, log)
-                finally:
-                    log.close()
-                self._compare_inputs(action, stage)
-                seconds = time.monotonic() - began
-                result = self._collect(action, stage)
-            result = replace(
-                result,
-                files={path: self.store.add_bytes(file.content) for path, file in _inputs_as_files(action)},
-                log=self.store.add_bytes(self.log_path(action.name).read_bytes()),
-                seconds=seconds,
-                lines=log.lines,
-            )
-            self.store.commit(self.graph.keys[action.name], result)
-            self._remember(action, result)
+            result, seconds = self._perform(action, self.log_path(action.name))
+            key = self.graph.keys[action.name]
+            self.store.commit(key, result)
+            history.remember(self.store, action.name, history.Record(seconds, result.lines, key))
         self.built.add(action.name)
         self.observer.finished(action, "built", seconds)
         return result
 
-    @contextlib.contextmanager
-    def _staged(self, action: Action) -> Iterator[Path]:
-        """A stage with the inputs laid out; it is gone afterwards, however the step ended."""
-        stage = self.store.stage(action.kind)
+    def _perform(self, action: Action, log_path: Path) -> tuple[Result, float]:
+        """Run a step in a stage of its own: its result, not yet published, and the seconds it took."""
+        self._check_cancelled(action)
+        self.observer.started(action, history.last(self.store, action.name))
+        began = time.monotonic()
+        log = StepLog(log_path, lambda text: self.observer.line(action, text))
         try:
-            self._stage_inputs(action, stage)
-            yield stage
+            stage = self._stage(action, log_path)
+            try:
+                self._run(stage, log)
+                stage.compare_inputs()
+                seconds = time.monotonic() - began
+                result = stage.collect()
+            finally:
+                remove_tree(stage.path)
         finally:
-            remove_tree(stage)
+            log.close()
+        result = replace(
+            result,
+            spec=self.graph.specs[action.name],
+            files={path: self.store.add_bytes(file.content) for path, file in _small_inputs(action)},
+            log=self.store.add_bytes(log_path.read_bytes()),
+            seconds=seconds,
+            lines=log.lines,
+        )
+        return result, seconds
 
-    def _stage_inputs(self, action: Action, stage: Path) -> None:
-        """Lay out `in/`, `out/`, `work/` and the script; every byte comes from memory or a verified blob."""
-        for name in ("in", "out", "work"):
-            (stage / name).mkdir()
-        if action.script:
-            (stage / "step").write_bytes(action.script.content)
-        for path, file in action.files.items():
-            target = stage / "in" / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(file.content)
-            target.chmod(0o755 if file.executable else 0o644)
-        for path, used in action.inputs.items():
-            upstream = self.result(used.action)
-            target = stage / "in" / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if used.output == ALL:
-                target.mkdir(exist_ok=True)
-                for name in upstream.outputs:
-                    self._lay(upstream, name, target / name, used.unpack)
-            else:
-                self._lay(upstream, used.output, target, used.unpack)
+    def _stage(self, action: Action, log_path: Path) -> Stage:
+        path = self.store.stage(action.kind)
+        try:
+            return Stage(path, action, self.store, self.result, log_path)
+        except BaseException:
+            remove_tree(path)
+            raise
 
-    def _lay(self, upstream: Result, name: str, target: Path, unpack: bool) -> None:
-        blob, kind = upstream.outputs[name]
-        source = self.store.path(blob.digest)
-        if unpack or kind == "directory":
-            target.mkdir(parents=True, exist_ok=True)
-            archive.unpack(source, target)
-            return
-        # A copy, not a hard link: a step that is root could write through a link into the store.
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-        target.chmod(0o755 if name in upstream.executable else 0o644)
+    def _check_cancelled(self, action: Action) -> None:
+        if self.cancelled.is_set():
+            raise Cancelled(f"{action.name} was interrupted", "")
 
-    def _compare_inputs(self, action: Action, stage: Path) -> None:
-        """Inputs that moved while the step ran would make a result that its key does not describe."""
-        staged: dict[str, str] = {path: file.digest for path, file in action.files.items()}
-        for path, used in action.inputs.items():
-            outputs = self.result(used.action).outputs
-            if used.unpack:
-                continue  # tens of thousands of files, mounted read-only; too many to hash twice
-            names = (
-                {f"{path}/{name}": name for name in outputs} if used.output == ALL else {path: used.output}
-            )
-            for where, name in names.items():
-                blob, kind = outputs[name]
-                if kind == "file":
-                    staged[where] = blob.digest
-        for path, digest in staged.items():
-            target = stage / "in" / path
-            if not target.is_file() or digest_file(target) != digest:
-                raise InternalError(
-                    f"{action.name}: its input {path} changed while it ran; the result is not kept",
-                    "run doit again",
-                )
-
-    def container(self, action: Action, stage: Path) -> Container:
+    def container(self, stage: Stage) -> Container:
         """The container of a staged step."""
+        action = stage.action
         if action.builder is None:
             raise UserError(f"{action.name} runs on the host, not in a container", "choose another task")
         mounts = {
-            "/build/step": (stage / "step", False),
-            "/build/in": (stage / "in", False),
-            "/build/out": (stage / "out", True),
-            "/build/work": (stage / "work", True),
+            "/build/step": (stage.script, False),
+            "/build/in": (stage.inputs, False),
+            "/build/out": (stage.out, True),
+            "/build/work": (stage.work, True),
         }
         environment = {
             "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH,
@@ -379,7 +288,7 @@ class Executor:
             mounts["/build/ccache"] = (ccache, True)
             environment["CCACHE_DIR"] = "/build/ccache"
         return Container(
-            name=f"{PROJECT}-{stage.name}",
+            name=f"{PROJECT}-{stage.path.name}",
             image=self._image(action.builder),
             script="/build/step",
             mounts=mounts,
@@ -393,51 +302,38 @@ class Executor:
             capabilities=action.capabilities,
         )
 
-    def _run(self, action: Action, stage: Path, log: _Log) -> None:
+    def _run(self, stage: Stage, log: StepLog) -> None:
+        action = stage.action
         if action.run is not None:
-            step = _Step(action, stage / "in", stage / "out", stage / "work", self, log)
-            action.run(step)
+            action.run(_Step(action, stage.inputs, stage.out, stage.work, self, log))
+            self._check_cancelled(action)
             return
         if action.builder is None:
             raise InternalError(f"{action.name} has no builder", "give it one")
         self.bring_image(action.builder)
         self._used_engine = True
-        container = self.container(action, stage)
         try:
-            status = self.engine.run(container, log.write)
+            status = self.engine.run(self.container(stage), log.write)
         except UserError:
-            if self.cancelled.is_set():
-                raise Cancelled(f"{action.name} was interrupted", "") from None
+            self._check_cancelled(action)  # it was we who stopped the container
             raise
-        if self.cancelled.is_set():
-            raise Cancelled(f"{action.name} was interrupted", "")
+        self._check_cancelled(action)
         if status:
-            tail = list(log.tail)[-(REFUSAL if status == 2 else TAIL) :]
-            if any("No space left on device" in line for line in tail):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            why = (
-                "was killed (out of memory, or the engine stopped)"
-                if status == 137
-                else f"ended with {status}"
-            )
-            hint = f"log: {self.log_path(action.name)}; the same container: doit shell {action.name}"
-            if action.remedy:
-                hint = f"{action.remedy}; {hint}"
-            if kept := self._keep_evidence(action, stage):
-                hint += f"; what it left: {kept}"
-            raise StepFailed(f"{action.name} {why}", hint, tail, status)
+            self._fail(stage, log, status)
 
-    def _keep_evidence(self, action: Action, stage: Path) -> Path | None:
-        """Save the declared files that a failed step did make: a proof's consoles tell why it failed."""
-        target = self.log_path(action.name).with_suffix(".failed")
-        if target.exists():
-            remove_tree(target)
-        for output in action.outputs:
-            made = stage / "out" / output.name
-            if made.is_file() and not made.is_symlink() and 0 < made.stat().st_size <= EVIDENCE:
-                (target / output.name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(made, target / output.name)
-        return target if target.exists() else None
+    def _fail(self, stage: Stage, log: StepLog, status: int) -> None:
+        """Raise what a step's exit status means, with its last lines and what to look at."""
+        action, tail = stage.action, log.tail(status)
+        if any("No space left on device" in line for line in tail):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        killed = "was killed (out of memory, or the engine stopped)"
+        hint = f"log: {log.path}; the same container: doit shell {action.name}"
+        if action.remedy:
+            hint = f"{action.remedy}; {hint}"
+        if kept := stage.keep_evidence():
+            hint += f"; what it left: {kept}"
+        why = killed if status == 137 else f"ended with {status}"
+        raise StepFailed(f"{action.name} {why}", hint, tail, status)
 
     def bring_image(self, builder: str) -> str:
         """Make sure that the engine has a builder's image, and return its name."""
@@ -450,79 +346,7 @@ class Executor:
                     self.engine.import_image(tag, self.store.path(blob.digest), self.store.identity)
         return tag
 
-    def _collect(self, action: Action, stage: Path) -> Result:
-        """Move a step's outputs into the store, as a result of which no more than they is known."""
-        outputs: dict[str, tuple[Blob, str]] = {}
-        contents: dict[str, dict[str, str]] = {}
-        executable = set()
-        for output in action.outputs:
-            made = stage / "out" / output.name
-            if output.kind == "directory":
-                if not made.is_dir() or not any(made.iterdir()):
-                    raise InternalError(
-                        f"{action.name} made no directory {output.name}", self._log_hint(action)
-                    )
-                contents[output.name] = tree_digests(made)
-                packed = stage / "packed.tar"
-                archive.pack(made, packed)
-                outputs[output.name] = (self.store.add(packed), "directory")
-            elif output.digest and not made.exists() and self.store.has(output.digest):
-                blob = Blob(output.digest, self.store.path(output.digest).stat().st_size)
-                if not self.store.intact(blob):
-                    raise InternalError(
-                        f"{action.name}: {output.name} was damaged in the store", "run doit again"
-                    )
-                outputs[output.name] = (blob, "file")
-            else:
-                if made.is_symlink() or not made.is_file() or not made.stat().st_size:
-                    raise InternalError(f"{action.name} made no {output.name}", self._log_hint(action))
-                if made.stat().st_mode & 0o100:
-                    executable.add(output.name)
-                try:
-                    outputs[output.name] = (self.store.add(made, output.digest), "file")
-                except ValueError as error:
-                    raise UserError(
-                        f"{action.name}: {output.name} has sha256 {error}, the lock says {output.digest}",
-                        "a mirror may be damaged: try again, or move the lock with `doit lock -u NAME`",
-                    ) from None
-        return Result(
-            outputs=outputs,
-            spec=self.graph.specs[action.name],
-            contents=contents,
-            executable=frozenset(executable),
-        )
 
-    def _log_hint(self, action: Action) -> str:
-        return f"log: {self.log_path(action.name)}"
-
-    def _remember(self, action: Action, result: Result) -> None:
-        record = {
-            "seconds": round(result.seconds, 3),
-            "lines": result.lines,
-            "key": self.graph.keys[action.name],
-        }
-        write_atomically(_history(self.store, action.name), json.dumps(record).encode())
-
-
-def _inputs_as_files(action: Action) -> list[tuple[str, File]]:
+def _small_inputs(action: Action) -> list[tuple[str, File]]:
     script = [("step", action.script)] if action.script else []
     return [*script, *action.files.items()]
-
-
-def _history(store: Store, name: str) -> Path:
-    return store.root / "history" / f"{name.replace('/', '_')}.json"
-
-
-def remembered(store: Store, name: str) -> dict[str, Any] | None:
-    """What is known of the last step of that name: `seconds`, `lines` and `key`."""
-    try:
-        record = json.loads(_history(store, name).read_bytes())
-        return {"seconds": float(record["seconds"]), "lines": int(record["lines"]), "key": str(record["key"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def expected(store: Store, name: str) -> tuple[float, int] | None:
-    """(seconds, log lines) of the last time the step ran on this machine, if it did."""
-    record = remembered(store, name)
-    return (record["seconds"], record["lines"]) if record else None

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from pipeline import image, inputs, kernel, lab, launch, locks, pool, qemu, recipes
+from pipeline import history, image, inputs, kernel, lab, launch, locks, pool, qemu, recipes
 from pipeline.action import Action
 from pipeline.artifacts import Artifacts
 from pipeline.errors import UserError
-from pipeline.executor import expected
 from pipeline.graph import Graph
 from pipeline.plan import State, plan
 from pipeline.store import Store
@@ -91,8 +90,8 @@ class Project:
 
     def expected_seconds(self, name: str) -> float | None:
         """How long that step took the last time on this machine, if it ever ran."""
-        known = expected(self.store, name)
-        return known[0] if known else None
+        known = history.last(self.store, name)
+        return known.seconds if known else None
 
     # The graph --------------------------------------------------------------------------------
 

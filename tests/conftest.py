@@ -12,6 +12,7 @@ from pipeline.engine import BUILDERS, Engine
 from pipeline.errors import UserError
 from pipeline.executor import Executor
 from pipeline.graph import Graph
+from pipeline.history import Record
 from pipeline.project import Project
 from pipeline.store import Store
 
@@ -26,7 +27,7 @@ class Recorder:
         self.lines: list[str] = []
         self.notes: list[str] = []
 
-    def started(self, action: Action, expected: tuple[float, int] | None) -> None:
+    def started(self, action: Action, last: Record | None) -> None:
         self.events.append(("started", action.name))
 
     def line(self, action: Action, text: str) -> None:
