@@ -287,6 +287,9 @@ class Executor:
             ccache.mkdir(exist_ok=True)
             mounts["/build/ccache"] = (ccache, True)
             environment["CCACHE_DIR"] = "/build/ccache"
+            # headers are taken from the dependency files that make and ninja ask for anyway: a miss
+            # then costs one run of the compiler, and not the preprocessor's as well
+            environment["CCACHE_DEPEND"] = "1"
         return Container(
             name=f"{PROJECT}-{stage.path.name}",
             image=self._image(action.builder),
