@@ -46,8 +46,8 @@ class File:
 class Upstream:
     """An output of another action, used as an input.
 
-    `unpack` asks for a tar archive to be staged as the directory it holds; `output` may be `ALL`,
-    which stages every output of that action into one directory.
+    `unpack` asks for a tar archive to be seen, by a step in a container, as the directory it holds;
+    `output` may be `ALL`, which stages every output of that action into one directory.
     """
 
     action: str

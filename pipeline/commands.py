@@ -312,7 +312,9 @@ class Gc(Face):
         freed = gc.collect(project.store, project.graph, executor.engine, unused_since, dry_run)
         print(
             f"{'would remove' if dry_run else 'removed'} {freed.results} results and {freed.blobs} blobs, "
-            f"{freed.size / 1e6:.1f} MB" + "".join(f"\nand the image {image}" for image in freed.images)
+            f"{freed.size / 1e6:.1f} MB"
+            + (f"; {freed.trees} unpacked source trees" if freed.trees else "")
+            + "".join(f"\nand the image {image}" for image in freed.images)
         )
         if freed.note:
             current.display.note(freed.note)

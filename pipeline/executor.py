@@ -276,6 +276,7 @@ class Executor:
             "/build/in": (stage.inputs, False),
             "/build/out": (stage.out, True),
             "/build/work": (stage.work, True),
+            **{f"/build/in/{name}": (tree, False) for name, (tree, _) in stage.trees.items()},
         }
         environment = {
             "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH,

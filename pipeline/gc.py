@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.engine import Engine, builder_image
 from pipeline.errors import UserError
+from pipeline.files import remove_tree
 from pipeline.graph import Graph
 from pipeline.store import Result, Store
 
@@ -21,13 +22,15 @@ class Freed:
     """What was removed, or would be.
 
     results, blobs  how many files of results and of content
-    size            bytes they took in the cache
+    trees           how many unpacked source trees
+    size            bytes that results and blobs took in the cache
     images          names of builder images
     note            why images were left alone, or empty
     """
 
     results: int
     blobs: int
+    trees: int
     size: int
     images: tuple[str, ...]
     note: str
@@ -51,13 +54,16 @@ def collect(store: Store, graph: Graph, engine: Engine, unused_since: float, dry
                 unused.append(path)
         blobs = [path for path in store.blobs() if path.name not in referred]
         size = sum(path.stat().st_size for path in (*unused, *blobs))
+        trees = [path for path in store.root.glob("trees/*") if path.name not in referred]
         if not dry_run:
             # results first: after a crash in between, what is left of them is garbage and not a lie
             for path in (*unused, *blobs):
                 path.unlink()
+            for tree in trees:
+                remove_tree(tree)
             store.drop_free_locks()
         images, note = _collect_images(store, engine, {builder_image(key) for key in kept}, dry_run)
-    return Freed(len(unused), len(blobs), size, images, note)
+    return Freed(len(unused), len(blobs), len(trees), size, images, note)
 
 
 def _digests(result: Result) -> Iterator[str]:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import archive
+from pipeline import archive, trees
 from pipeline.action import ALL, Action, Output
 from pipeline.errors import InternalError, UserError
 from pipeline.files import digest_file, remove_tree, tree_digests
@@ -45,19 +45,25 @@ class Stage:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(file.content)
             target.chmod(0o755 if file.executable else 0o644)
+        #: Kept trees by the path in `inputs` at which a container sees them, and their archives.
+        self.trees: dict[str, tuple[Path, Blob]] = {}
         for name, used in action.inputs.items():
             upstream = results(used.action)
             target = self.inputs / name
-            if used.output == ALL:
+            if used.unpack and action.builder:
+                blob, _ = upstream.outputs[used.output]
+                self.trees[name] = trees.bring(store, blob), blob
+                target.mkdir(parents=True)  # where the tree is mounted
+            elif used.output == ALL:
                 for output in upstream.outputs:
-                    self._lay(upstream, output, target / output, used.unpack)
+                    self._lay(upstream, output, target / output)
             else:
-                self._lay(upstream, used.output, target, used.unpack)
+                self._lay(upstream, used.output, target)
 
-    def _lay(self, upstream: Result, output: str, target: Path, unpack: bool) -> None:
+    def _lay(self, upstream: Result, output: str, target: Path) -> None:
         blob, kind = upstream.outputs[output]
         source = self._store.path(blob.digest)
-        if unpack or kind == "directory":
+        if kind == "directory":
             target.mkdir(parents=True, exist_ok=True)
             archive.unpack(source, target)
             return
@@ -71,19 +77,22 @@ class Stage:
         for name, digest in self._input_digests().items():
             target = self.inputs / name
             if not target.is_file() or digest_file(target) != digest:
-                raise InternalError(
-                    f"{self.action.name}: its input {name} changed while it ran; the result is not kept",
-                    "run doit again",
-                )
+                raise self._changed(name)
+        for name, (_, blob) in self.trees.items():
+            if not trees.intact(self._store, blob):
+                raise self._changed(name)
+
+    def _changed(self, name: str) -> InternalError:
+        return InternalError(
+            f"{self.action.name}: its input {name} changed while it ran; the result is not kept",
+            "run doit again",
+        )
 
     def _input_digests(self) -> dict[str, str]:
-        """sha256 by path of every input file but those of unpacked trees.
-
-        Trees have tens of thousands of files, and a container sees them read-only.
-        """
+        """sha256 by path of every input file but those of trees, which have signatures."""
         digests = {name: file.digest for name, file in self.action.files.items()}
         for name, used in self.action.inputs.items():
-            if used.unpack:
+            if name in self.trees:
                 continue
             outputs = self._results(used.action).outputs
             laid = {f"{name}/{o}": o for o in outputs} if used.output == ALL else {name: used.output}

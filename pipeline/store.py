@@ -7,7 +7,7 @@
       runs/<run>/              one directory per living process: its lock and its stages
       locks/<key>              held while a key is being built
       users                    locked: shared by whoever uses results, alone by `doit gc`
-      git/  ccache/  history/  apt/
+      git/  ccache/  history/  apt/  trees/
 
 A result is written after its blobs, by rename, so that whoever sees it finds them. A result of
 which a blob is missing or damaged is no result: never an error, always a miss. Failures are not

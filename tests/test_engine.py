@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.action import Action, File, Output
+from pipeline import archive
+from pipeline.action import Action, File, Output, Upstream
 from pipeline.engine import LABEL, Container, Engine
-from pipeline.errors import UserError
+from pipeline.errors import InternalError, UserError
 from pipeline.executor import Cancelled, Executor, StepFailed
 from pipeline.graph import Graph
 from pipeline.store import Store
@@ -269,3 +270,40 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+def test_a_tree_is_mounted_and_one_that_is_touched_meanwhile_spoils_the_result(
+    builder: Action,
+    store: Store,
+    executor_of: Callable[[Graph], Executor],
+    recorder: Recorder,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "main.c").write_text("int main;\n")
+    archive.pack(tmp_path / "source", tmp_path / "source.tar")
+    content = (tmp_path / "source.tar").read_bytes()
+
+    def run(given: object) -> None:
+        (given.out / "source.tar").write_bytes(content)  # type: ignore[attr-defined]
+
+    source = replace(host_step("source", run=run), outputs=(Output("source.tar"),))
+    inputs = {"source": Upstream("source", "source.tar", unpack=True)}
+    script = "cp /build/in/source/main.c /build/out/out; ! touch /build/in/source/x 2>/dev/null; echo ready; sleep 2"
+    graph = Graph([builder, source, step(script, inputs=inputs)])
+    result = executor_of(graph).result("step")
+    assert store.path(result.outputs["out"][0].digest).read_text() == "int main;\n"
+
+    graph = Graph([builder, source, step(script + " # again", inputs=inputs)])
+    recorder.lines.clear()
+
+    def touch() -> None:
+        wait_for(lambda: "ready" in recorder.lines)
+        next(store.root.glob("trees/*/tree/main.c")).write_text("int other;\n")
+
+    thread = threading.Thread(target=touch)
+    thread.start()
+    with pytest.raises(InternalError, match="its input source changed while it ran"):
+        executor_of(graph).result("step")
+    thread.join()
+    assert store.lookup(graph.keys["step"]) is None
