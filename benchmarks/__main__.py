@@ -45,6 +45,7 @@ def main() -> int:
     WORK.mkdir(exist_ok=True)
     for name, benchmark in benchmarks.items():
         if asked.names and name not in asked.names:
+            rows.append(Row(name, note="not asked for in this run"))
             continue
         with tempfile.TemporaryDirectory(dir=WORK) as work:
             try:
@@ -52,7 +53,7 @@ def main() -> int:
             except UserError as error:
                 rows.append(Row(name, note=f"{error.message} ({error.hint})"))
         print(rows[-1], flush=True)
-    if not quick and not asked.names:
+    if not quick:
         write_atomically(RESULTS, _page(rows).encode())
     return int(any(row.met is False for row in rows))
 

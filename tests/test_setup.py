@@ -59,7 +59,9 @@ mkfifo "$STUBS/never" && read -rt 60 <>"$STUBS/never"
 # Makes a virtual environment whose pip only notes that it was called.
 PYTHON = """
 case "$*" in
-  *"-m venv"*) mkdir -p .venv/bin && ln -s "$0" .venv/bin/python && echo venv >>"$CALLS" ;;
+  *"-m venv"*)
+    mkdir -p .venv/bin .venv/lib/python3.11/site-packages
+    ln -s "$0" .venv/bin/python && echo venv >>"$CALLS" ;;
   *"-m pip"*) echo "pip $*" >>"$CALLS" ;;
   *print*) echo 3.11.2 ;;
 esac

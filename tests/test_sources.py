@@ -5,15 +5,14 @@ import os
 import socket
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-import zstandard
 
+from pipeline import archive
 from pipeline.errors import UserError
 from pipeline.git import EPOCH, Mirror
 from pipeline.healing import moved_sources
@@ -127,10 +126,9 @@ def elsewhere(sources: Sources, tmp_path: Path) -> Sources:
     return dataclasses.replace(sources, mirrors=tmp_path / "elsewhere")
 
 
-def unpack(archive: Path, target: Path) -> Path:
-    with archive.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
-        with tarfile.open(fileobj=stream, mode="r|") as tar:
-            tar.extractall(target, filter="fully_trusted")  # noqa: S202 - our own archive
+def unpack(packed: Path, target: Path) -> Path:
+    target.mkdir()
+    archive.unpack(packed, target)
     return target
 
 
