@@ -7,7 +7,6 @@ same bytes on every machine.
 from __future__ import annotations
 
 import subprocess
-import tarfile
 from pathlib import Path
 
 from pipeline.errors import InternalError
@@ -15,6 +14,8 @@ from pipeline.errors import InternalError
 
 def pack(directory: Path, target: Path) -> None:
     """Write the tree below `directory` as a deterministic tar to `target`."""
+    import tarfile  # a run that makes nothing does without
+
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
         for path in sorted(directory.rglob("*"), key=lambda entry: entry.relative_to(directory).as_posix()):
             entry = tar.gettarinfo(path, path.relative_to(directory).as_posix())

@@ -12,7 +12,6 @@ from typing import Any
 from doit.cmd_run import Run as DoitRun
 from doit.cmd_run import opt_continue, opt_num_process, opt_single
 
-from pipeline import changes, gc
 from pipeline.display import duration
 from pipeline.errors import UserError
 from pipeline.face import JSON_OPTION, Face, action_names, guarded, one_action, session
@@ -153,6 +152,8 @@ class Why(Face):
 
     def perform(self, params: dict[str, Any], args: list[str]) -> None:
         """Print the changes that make a task stale, down to the file and line."""
+        from pipeline import changes  # most commands do without
+
         project = session().project
         name = self.one(args)
         found = [
@@ -301,6 +302,8 @@ class Gc(Face):
 
     def perform(self, params: dict[str, Any], args: list[str]) -> None:
         """Free space and say how much."""
+        from pipeline import gc  # most commands do without
+
         days, dry_run = params["days"], params["dry_run"]
         if args or days < 0:
             raise UserError("doit gc takes a number of days and no task", "doit gc --days 30")

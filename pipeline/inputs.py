@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline import locks, pool, rootfs, sources
+from pipeline import locks, pool
 from pipeline.action import ALL, Action, File, Output, Step, Upstream
 from pipeline.errors import UserError
 from pipeline.recipes import Builder
@@ -46,6 +46,8 @@ def source(
     """
 
     def run(step: Step) -> None:
+        from pipeline import sources  # only a run that fetches needs it
+
         patch_dir = step.inputs / "patches"
         ordered = [patch_dir / name for name in sorted(patches)]
         sources.bring(entry, ordered, step.out / TREE, mirrors, step.scratch, archives, step.log)
@@ -95,6 +97,8 @@ def builder(name: str, recipe: Builder, locked: locks.PackageSet) -> Action:
     require_request(locked, recipe.packages, f"recipes/builders/{name}.toml", recipe.suite)
 
     def run(step: Step) -> None:
+        from pipeline import rootfs  # only a run that makes a builder needs it
+
         rootfs.make_rootfs(
             step.inputs / "debs", locked.packages, locked.arch, locked.suite, step.out / ROOTFS, log=step.log
         )
