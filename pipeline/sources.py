@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.files import remove_tree
+from pipeline.files import file_lock, remove_tree
 from pipeline.git import Mirror, NoAnswer
 from pipeline.locks import LockedFile, SourceLock
 from pipeline.pool import Archives, Local, fetch_all
@@ -67,10 +67,8 @@ class Sources:
     @contextlib.contextmanager
     def mirror(self, name: str) -> Iterator[Mirror]:
         """Give the repository of a source, for one process and thread at a time."""
-        from filelock import FileLock
-
         self.mirrors.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.mirrors / f"{name}.lock", thread_local=False):
+        with file_lock(self.mirrors / f"{name}.lock"):
             mirror = Mirror(self.mirrors / f"{name}.git")
             mirror.sweep()
             yield mirror
