@@ -1,48 +1,101 @@
-"""Who owns which CPU: the guest's side of the plan.
+"""Who owns which CPU of a host and its guests: the one plan from which everything that names a CPU is rendered.
 
-A guest's vCPUs are numbered from 0. The first ones keep house: they run everything that is not real-time
-work; the others are isolated. Whatever names a vCPU - kernel command line, cyclictest's CPU list, masks -
-is rendered from `GuestPlan`, so that no two places can disagree.
+On the host, housekeeping CPUs run all that is not real-time work (the emulators' own threads, interrupts,
+daemons); the others are isolated, and each vCPU of a guest is pinned to one of them. In a guest, vCPUs are
+numbered from 0: the first ones keep house, the others are isolated. `placement.host_plan` makes the plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.topology import Topology, cpulist
+
+#: What a plan keeps, by the word that a refusal begins with.
+RULES = {
+    "cpu-list": "CPUs are numbers and closed ranges, each CPU once, and all exist",
+    "housekeeping-cpu-0": "CPU 0 keeps house: the kernel does work there that cannot be moved",
+    "housekeeping-per-socket": "every socket has a housekeeping CPU, for the emulators and interrupts of its guests",
+    "siblings-together": "the SMT siblings of a core have one owner: housekeeping, one guest, or nobody",
+    "isolated-enough": "every vCPU has an isolated CPU of its own",
+    "vcpu-on-isolated": "vCPUs are pinned to isolated CPUs",
+    "one-guest-per-cpu": "no CPU runs vCPUs of two guests",
+    "one-socket": "a guest's vCPUs are on one socket",
+    "one-node": "a guest's vCPUs are on one NUMA node, its memory's",
+    "guest-housekeeping": "a guest has a vCPU for its own housekeeping",
+    "guest-realtime": "a guest has a vCPU for real-time work",
+    "one-pin-per-vcpu": "a guest that names its CPUs names one for each vCPU",
+    "emulator-on-housekeeping": "emulator and I/O threads run on housekeeping CPUs",
+    "hugepages-whole": "a guest's memory is a whole number of huge pages",
+    "memory-fits": "a node's memory holds its guests, and what the host needs",
+}
+#: What a plan is better with, by the word that a warning begins with.
+ADVICE = {
+    "device-node": "a passed-through device is on the node of its guest",
+    "core-shared": "a real-time vCPU has its core for itself",
+    "emulator-near": "emulator threads run on the guest's socket",
+}
+#: Sizes of huge pages in KiB, by the name that recipes use.
+HUGEPAGES = {"none": 0, "2M": 2048, "1G": 1024 * 1024}
+#: Memory in MiB that each node with a guest keeps for the host: kernel, page cache, qemu's own.
+#: A choice: a Debian host with qemu and sshd uses about 300.
+HOST_RESERVE_MIB = 512
+#: The least memory of a guest, MiB.
+MIN_GUEST_MIB = 128
 
 
 class PlanError(UserError, ValueError):
-    """A plan that cannot work."""
+    """A plan that breaks a rule.
 
-
-def cpulist(cpus: Iterable[int]) -> str:
-    """CPU numbers in the kernel's list format, ascending, runs joined: `1`, `1-3`, `0,2-3`; empty for none.
-
-    Source: "cpu lists" in Documentation/admin-guide/kernel-parameters.rst. Raises `PlanError` for a negative
-    number.
+    `rule` is a key of `RULES`; `subject` is `platform`, or the guest's name; `keys` is where in the subject's
+    recipe the cause stands. The hint names what to write instead: `alternative`, a line of TOML, where one
+    line mends it.
     """
-    runs: list[list[int]] = []
-    for cpu in sorted(set(cpus)):
-        _require_number(cpu)
-        if runs and cpu == runs[-1][-1] + 1:
-            runs[-1].append(cpu)
-        else:
-            runs.append([cpu])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+    def __init__(
+        self,
+        rule: str,
+        message: str,
+        hint: str,
+        *,
+        subject: str = "platform",
+        keys: tuple[str, ...] = (),
+        alternative: str = "",
+    ) -> None:
+        super().__init__(f"{rule}: {message}", hint or f"write {alternative}")
+        self.rule = rule
+        self.subject = subject
+        self.keys = keys
+        self.alternative = alternative
 
 
-def affinity_mask(cpus: Iterable[int]) -> int:
-    """Bit n is set for CPU n; `f"{mask:x}"` is what taskset(1) takes.
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What is allowed and will be regretted; fields as those of `PlanError`."""
 
-    Raises `PlanError` for a negative number.
+    advice: str
+    message: str
+    hint: str
+    subject: str
+    keys: tuple[str, ...]
+
+
+def affinity_mask(cpus: Iterable[int]) -> str:
+    """The CPUs as the kernel reads bit masks: hexadecimal, in groups of 32 bits joined by commas.
+
+    Source: lib/bitmap-str.c, bitmap_parse().
     """
     mask = 0
     for cpu in cpus:
-        _require_number(cpu)
         mask |= 1 << cpu
-    return mask
+    groups: list[int] = []
+    while mask or not groups:
+        groups.append(mask & 0xFFFF_FFFF)
+        mask >>= 32
+    return ",".join([f"{groups[-1]:x}", *(f"{group:08x}" for group in reversed(groups[:-1]))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +134,137 @@ class GuestPlan:
         return " ".join(options)
 
 
-def guest_plan(vcpus: int, housekeeping_vcpus: int) -> GuestPlan:
+def guest_plan(vcpus: int, housekeeping_vcpus: int, subject: str = "guest") -> GuestPlan:
     """Split `vcpus` (count): the first `housekeeping_vcpus` (count) keep house, the rest is isolated.
 
     Raises `PlanError` when one side would be left without a vCPU.
     """
     if housekeeping_vcpus < 1:
         raise PlanError(
+            "guest-housekeeping",
             f"housekeeping_vcpus = {housekeeping_vcpus}: no vCPU is left for the guest's own work",
             "write housekeeping_vcpus = 1 or more",
+            subject=subject,
+            keys=("housekeeping_vcpus",),
+            alternative="housekeeping_vcpus = 1",
         )
     if vcpus <= housekeeping_vcpus:
         raise PlanError(
+            "guest-realtime",
             f"vcpus = {vcpus} with housekeeping_vcpus = {housekeeping_vcpus}: no vCPU is left to isolate",
             f"write vcpus = {housekeeping_vcpus + 1} or more",
+            subject=subject,
+            keys=("housekeeping_vcpus",),
+            alternative=f"vcpus = {housekeeping_vcpus + 1}",
         )
     return GuestPlan(tuple(range(housekeeping_vcpus)), tuple(range(housekeeping_vcpus, vcpus)))
 
 
-def _require_number(cpu: int) -> None:
-    if cpu < 0:
-        raise PlanError(f"CPU {cpu}: CPUs are numbered from 0", "name CPUs that exist")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestRequest:
+    """What a guest asks of its host.
+
+    `pins` (one CPU per vCPU, in order) and `emulator_cpus` are CPU lists, None for the plan's choice;
+    `hugepages` is a key of `HUGEPAGES`; `priority` is the SCHED_FIFO priority of real-time vCPUs; `devices`
+    are the PCI addresses of what is passed through, by their place in the recipe.
+    """
+
+    vcpus: int
+    housekeeping_vcpus: int
+    memory_mib: int
+    hugepages: str = "none"
+    pins: str | None = None
+    emulator_cpus: str | None = None
+    priority: int = 1
+    devices: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a guest runs.
+
+    pins      the host CPU of each vCPU, by vCPU number
+    emulator  the host CPUs of all its other threads
+    node      the NUMA node of its CPUs and memory
+    """
+
+    name: str
+    split: GuestPlan
+    pins: tuple[int, ...]
+    emulator: tuple[int, ...]
+    node: int
+    memory_mib: int
+    hugepage_kib: int
+    priority: int
+
+    @property
+    def hugepages(self) -> int:
+        """How many huge pages its memory takes."""
+        return self.memory_mib * 1024 // self.hugepage_kib if self.hugepage_kib else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As plan.json has it: per vCPU its CPU, policy and priority."""
+        return {
+            "vcpus": [
+                {
+                    "vcpu": vcpu,
+                    "cpu": cpu,
+                    "policy": "fifo" if vcpu in self.split.isolated else "other",
+                    "priority": self.priority if vcpu in self.split.isolated else 0,
+                }
+                for vcpu, cpu in enumerate(self.pins)
+            ],
+            "emulator": list(self.emulator),
+            "node": self.node,
+            "memory_mib": self.memory_mib,
+            "hugepage_kib": self.hugepage_kib,
+            "hugepages": self.hugepages,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPlan:
+    """Who owns each CPU of a host; `guests` by name, in the order of their names."""
+
+    topology: Topology
+    housekeeping: tuple[int, ...]
+    isolated: tuple[int, ...]
+    guests: Mapping[str, Placement]
+    warnings: tuple[Advice, ...]
+
+    def owner(self, cpu: int) -> str:
+        """`housekeeping`, `GUEST:VCPU`, or `idle` for an isolated CPU without a vCPU."""
+        if cpu in self.housekeeping:
+            return "housekeeping"
+        for name, guest in self.guests.items():
+            if cpu in guest.pins:
+                return f"{name}:{guest.pins.index(cpu)}"
+        return "idle"
+
+    def hugepages(self) -> dict[tuple[int, int], int]:
+        """How many huge pages guests need, by node and size in KiB."""
+        found: dict[tuple[int, int], int] = {}
+        for guest in self.guests.values():
+            if guest.hugepages:
+                place = (guest.node, guest.hugepage_kib)
+                found[place] = found.get(place, 0) + guest.hugepages
+        return dict(sorted(found.items()))
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan for tools: lists of CPU numbers, hugepages by node, guests by name."""
+        return {
+            "cpus": list(self.topology.cpus),
+            "sockets": [list(cpus) for cpus in self.topology.socket_cpus],
+            "smt": self.topology.smt,
+            "housekeeping": list(self.housekeeping),
+            "isolated": list(self.isolated),
+            "hugepages": [
+                {"node": node, "size_kib": size, "count": count}
+                for (node, size), count in self.hugepages().items()
+            ],
+            "guests": {name: guest.to_json() for name, guest in self.guests.items()},
+            "warnings": [
+                {"advice": w.advice, "message": w.message, "hint": w.hint, "subject": w.subject}
+                for w in self.warnings
+            ],
+        }

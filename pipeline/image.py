@@ -46,7 +46,8 @@ def command_line(guest: Guest, platform: Platform) -> str:
     """The guest's kernel command line: where its root and console are, then what the CPU plan says."""
     plan = guest_plan(guest.vcpus, guest.housekeeping_vcpus)
     console = architecture(platform.arch).console
-    return plan.command_line(root=ROOT, console=console, extra=guest.cmdline.extra)
+    extra = guest.cmdline.extra if guest.high_resolution_timers else ("highres=off", *guest.cmdline.extra)
+    return plan.command_line(root=ROOT, console=console, extra=extra)
 
 
 def rootfs(root: Path, name: str, guest: Guest, platform: Platform, locked: locks.PackageSet) -> Action:

@@ -48,7 +48,7 @@ def launch(root: Path, name: str, guest: Guest, platform: Platform) -> Action:
         "platform": guest.platform,
         "vcpus": guest.vcpus,
         "memory_mib": guest.memory_mib,
-        "ssh_port": guest.ssh_port or "",
+        "ssh_port": "",
         "cmdline": command_line(guest, platform),
     }
 

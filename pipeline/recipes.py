@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from pipeline.cpuplan import PlanError, guest_plan
+from pipeline.cpuplan import MIN_GUEST_MIB, GuestRequest, HostPlan, PlanError
 from pipeline.errors import UserError
+from pipeline.placement import host_plan
+from pipeline.topology import CpuList, PciAddress, Topology, TopologyError
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9.-]*\Z", max_length=63)]
 Package = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9+.-]+\Z")]
@@ -24,6 +27,9 @@ Unit = Annotated[
 QemuTarget = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9_]+-softmmu\Z")]
 Arch = Literal["amd64"]
 Line = Annotated[str, msgspec.Meta(pattern=r"\A[^\n]*\Z", min_length=1)]
+Mac = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f][02468ace](:[0-9a-f]{2}){5}\Z")]
+#: A network interface's name: what the kernel allows (15 bytes), and no shell would trip over.
+Interface = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\Z")]
 #: One kernel parameter; quoting inside a command line is not worth the traps it brings.
 Parameter = Annotated[str, msgspec.Meta(pattern=r"\A[^\s\"'\\,;][^\s\"'\\]*\Z")]
 
@@ -54,13 +60,40 @@ class PlatformQemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     targets: Annotated[tuple[QemuTarget, ...], msgspec.Meta(min_length=1)]
 
 
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Latencies that the platform's real hardware must keep, in microseconds; `source` says who says so."""
+
+    source: Line
+    host_max_us: Annotated[int, msgspec.Meta(ge=1)]
+    host_avg_us: Annotated[int, msgspec.Meta(ge=1)]
+    guest_max_us: Annotated[int, msgspec.Meta(ge=1)]
+    guest_avg_us: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class BiosSetting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A firmware setting that only a person can make, and why."""
+
+    setting: Line
+    value: Line
+    reason: Line
+
+
 class Platform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A machine type we build for."""
+    """A machine type we build for.
+
+    `topology` names a file of `recipes/topologies/`; `housekeeping_cpus` is by default the first core of each
+    socket; `choices` are settings of `recipes/tuning.toml` that trade safety for latency, off unless named.
+    """
 
     description: Line
     arch: Arch
+    topology: Name
+    housekeeping_cpus: CpuList | None = None
+    choices: tuple[Name, ...] = ()
     kernel: PlatformKernel
     qemu: PlatformQemu
+    limits: Limits | None = None
+    bios: tuple[BiosSetting, ...] = ()
 
 
 class GuestImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -80,47 +113,135 @@ class GuestCmdline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     extra: tuple[Parameter, ...] = ()
 
 
+class UserNetwork(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="user"
+):
+    """qemu's own network: reaches out, nothing reaches in but the ssh port.
+
+    `ssh_port` is the TCP port on the host's loopback that leads to the guest's ssh; none by default.
+    """
+
+    ssh_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
+    mac: Mac | None = None
+
+
+class TapNetwork(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="tap"
+):
+    """A tap device `name` on the host, made at start and put into `bridge`; `vhost` moves packets in the kernel."""
+
+    name: Interface
+    bridge: Interface | None = None
+    vhost: bool = True
+    mac: Mac | None = None
+
+
+class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A disk beside the image: a file or block device of the host."""
+
+    path: Annotated[str, msgspec.Meta(pattern=r"\A/[^\n]+\Z")]
+    format: Literal["raw", "qcow2"] = "raw"
+    readonly: bool = False
+
+
+class Function(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="pci"
+):
+    """A whole PCI function, taken from the host while the guest runs."""
+
+    address: PciAddress
+
+
+class VirtualFunction(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="vf"
+):
+    """An SR-IOV virtual function: the physical function's address, and its number, from 0."""
+
+    physical: PciAddress
+    number: Annotated[int, msgspec.Meta(ge=0, le=255)]
+    mac: Mac | None = None
+    vlan: Annotated[int, msgspec.Meta(ge=1, le=4094)] | None = None
+
+
 class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One virtual machine. Memory in MiB; the first `housekeeping_vcpus` vCPUs are not isolated.
 
-    `ssh_port` is the TCP port on the host's loopback that leads to the guest's ssh; none by default.
+    `pins` names the host CPU of each vCPU, in order, and `emulator_cpus` those of all other threads; both are
+    the plan's choice by default. `vcpu_priority` is the SCHED_FIFO priority of the isolated vCPUs; 1 is
+    libvirt's and SEAPATH's. `boot` is how the guest is started as a service: with the kernel outside the
+    disk, or the one inside. Without `high_resolution_timers` the guest's kernel gets `highres=off`, which
+    suits the latency of message-signalled interrupts.
     """
 
     description: Line
     platform: Name
     vcpus: Annotated[int, msgspec.Meta(ge=2, le=288)]
     housekeeping_vcpus: Annotated[int, msgspec.Meta(ge=1)]
-    memory_mib: Annotated[int, msgspec.Meta(ge=128)]
-    ssh_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
+    memory_mib: Annotated[int, msgspec.Meta(ge=MIN_GUEST_MIB)]
+    hugepages: Literal["none", "2M", "1G"] = "none"
+    pins: CpuList | None = None
+    emulator_cpus: CpuList | None = None
+    vcpu_priority: Annotated[int, msgspec.Meta(ge=1, le=49)] = 1
+    boot: Literal["outside", "inside"] = "outside"
+    high_resolution_timers: bool = True
+    networks: tuple[UserNetwork | TapNetwork, ...] = (UserNetwork(),)
+    disks: tuple[Disk, ...] = ()
+    devices: tuple[Function | VirtualFunction, ...] = ()
     image: GuestImage
     cmdline: GuestCmdline = GuestCmdline()
 
+    def request(self) -> GuestRequest:
+        """What it asks of the CPU plan."""
+        return GuestRequest(
+            vcpus=self.vcpus,
+            housekeeping_vcpus=self.housekeeping_vcpus,
+            memory_mib=self.memory_mib,
+            hugepages=self.hugepages,
+            pins=self.pins,
+            emulator_cpus=self.emulator_cpus,
+            priority=self.vcpu_priority,
+            devices={
+                ("devices", str(index)): device.address if isinstance(device, Function) else device.physical
+                for index, device in enumerate(self.devices)
+            },
+        )
+
 
 class Recipes(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything asked for, by name."""
+    """Everything asked for, by name, and the CPU plan of each platform."""
 
     builders: dict[str, Builder]
+    topologies: dict[str, Topology]
     platforms: dict[str, Platform]
     guests: dict[str, Guest]
+    plans: dict[str, HostPlan]
+
+    def guests_of(self, platform: str) -> dict[str, Guest]:
+        """The guests of a platform, by name."""
+        return {name: guest for name, guest in self.guests.items() if guest.platform == platform}
 
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
 def load(root: Path) -> Recipes:
-    """Read `recipes/` below the checkout `root`."""
-    recipes = root / "recipes"
+    """Read `recipes/` below the checkout `root`, and plan every platform."""
+
+    def read_all(directory: str, kind: type[T]) -> dict[str, T]:
+        paths = sorted((root / "recipes" / directory).glob("*.toml"))
+        return {path.stem: read(path, kind, root) for path in paths}
+
     loaded = Recipes(
-        builders={
-            path.stem: read(path, Builder, root) for path in sorted((recipes / "builders").glob("*.toml"))
-        },
-        platforms={
-            path.stem: read(path, Platform, root) for path in sorted((recipes / "platforms").glob("*.toml"))
-        },
-        guests={path.stem: read(path, Guest, root) for path in sorted((recipes / "guests").glob("*.toml"))},
+        builders=read_all("builders", Builder),
+        topologies=read_all("topologies", Topology),
+        platforms=read_all("platforms", Platform),
+        guests=read_all("guests", Guest),
+        plans={},
     )
     if not loaded.platforms:
-        raise UserError(f"{recipes / 'platforms'} has no platform", "run doit in a checkout of virt-rt")
+        raise UserError(
+            f"{root / 'recipes' / 'platforms'} has no platform", "run doit in a checkout of virt-rt"
+        )
     for kind, names in (("guests", loaded.guests), ("platforms", loaded.platforms)):
         for name in names:
             if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", name):
@@ -128,27 +249,55 @@ def load(root: Path) -> Recipes:
                     f"recipes/{kind}/{name}.toml: {name} does not fit into host names and paths",
                     "name the file with lower-case letters, digits and '-' only",
                 )
+    for name, topology in loaded.topologies.items():
+        _checked(root, f"topologies/{name}.toml", topology.check)
     for name, guest in loaded.guests.items():
+        path = root / "recipes" / "guests" / f"{name}.toml"
         if guest.platform not in loaded.platforms:
-            path = recipes / "guests" / f"{name}.toml"
             raise UserError(
                 f"{_place(path, root, 'platform')}: there is no platform {guest.platform}",
                 f"write one of: {', '.join(loaded.platforms)}",
             )
-        try:
-            guest_plan(guest.vcpus, guest.housekeeping_vcpus)
-        except PlanError as error:
-            path = recipes / "guests" / f"{name}.toml"
-            raise UserError(
-                f"{_place(path, root, 'housekeeping_vcpus')}: {error.message}", error.hint
-            ) from None
-    for name in loaded.platforms:
-        if all(guest.platform != name for guest in loaded.guests.values()):
+    for name, platform in loaded.platforms.items():
+        if not loaded.guests_of(name):
             raise UserError(
                 f"recipes/platforms/{name}.toml: no guest runs on this platform",
                 f'write a recipes/guests/NAME.toml with platform = "{name}"',
             )
+        if platform.topology not in loaded.topologies:
+            path = root / "recipes" / "platforms" / f"{name}.toml"
+            raise UserError(
+                f"{_place(path, root, 'topology')}: there is no topology {platform.topology}",
+                f"write one of: {', '.join(loaded.topologies)}; or record one: "
+                f"doit topology > recipes/topologies/{platform.topology}.toml",
+            )
+        loaded.plans[name] = plan_of(root, loaded, name, platform.topology)
     return loaded
+
+
+def plan_of(root: Path, loaded: Recipes, platform: str, topology: str) -> HostPlan:
+    """The CPU plan of a platform and its guests, on a topology; refusals name the recipe's line."""
+    guests = loaded.guests_of(platform)
+    try:
+        return host_plan(
+            loaded.topologies[topology],
+            {name: guest.request() for name, guest in guests.items()},
+            loaded.platforms[platform].housekeeping_cpus,
+        )
+    except PlanError as error:
+        of_platform = error.subject == "platform"
+        recipe = f"platforms/{platform}.toml" if of_platform else f"guests/{error.subject}.toml"
+        place = _place(root / "recipes" / recipe, root, *error.keys)
+        raise UserError(f"{place}: {error.message}", error.hint) from None
+
+
+def _checked(root: Path, recipe: str, check: Callable[[], object]) -> None:
+    """Run a check of a recipe's lists of CPUs; a UserError names the line."""
+    try:
+        check()
+    except TopologyError as error:
+        place = _place(root / "recipes" / recipe, root, *error.keys)
+        raise UserError(f"{place}: {error.message}", error.hint) from None
 
 
 def read(path: Path, kind: type[T], root: Path) -> T:
