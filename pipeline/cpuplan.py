@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.topology import Topology, cpulist
+from pipeline.topology import Topology, TopologyError, cpulist
 
 #: What a plan keeps, by the word that a refusal begins with.
 RULES = {
@@ -35,6 +35,7 @@ RULES = {
 #: What a plan is better with, by the word that a warning begins with.
 ADVICE = {
     "device-node": "a passed-through device is on the node of its guest",
+    "device-known": "on a machine with several nodes, the topology tells the node of each passed-through device",
     "core-shared": "a real-time vCPU has its core for itself",
     "emulator-near": "emulator threads run on the guest's socket",
 }
@@ -51,8 +52,8 @@ class PlanError(UserError, ValueError):
     """A plan that breaks a rule.
 
     `rule` is a key of `RULES`; `subject` is `platform`, or the guest's name; `keys` is where in the subject's
-    recipe the cause stands. The hint names what to write instead: `alternative`, a line of TOML, where one
-    line mends it.
+    recipe the cause stands. `alternatives` are lines of TOML, the best first, each of which would mend it; the
+    hint is to write the first, `alternative`, or what was given as `hint` where no line mends it.
     """
 
     def __init__(
@@ -63,13 +64,24 @@ class PlanError(UserError, ValueError):
         *,
         subject: str = "platform",
         keys: tuple[str, ...] = (),
-        alternative: str = "",
+        alternatives: Sequence[str] = (),
     ) -> None:
-        super().__init__(f"{rule}: {message}", hint or f"write {alternative}")
+        super().__init__(f"{rule}: {message}", hint)
         self.rule = rule
         self.subject = subject
         self.keys = keys
-        self.alternative = alternative
+        self._otherwise = hint
+        self.choose(alternatives)
+
+    def choose(self, alternatives: Sequence[str]) -> None:
+        """Keep these alternatives only."""
+        self.alternatives = tuple(alternatives)
+        self.hint = f"write {self.alternative}" if self.alternatives else self._otherwise
+
+    @property
+    def alternative(self) -> str:
+        """The best line to write; empty when none is known."""
+        return self.alternatives[0] if self.alternatives else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +98,12 @@ class Advice:
 def affinity_mask(cpus: Iterable[int]) -> str:
     """The CPUs as the kernel reads bit masks: hexadecimal, in groups of 32 bits joined by commas.
 
-    Source: lib/bitmap-str.c, bitmap_parse().
+    Source: lib/bitmap-str.c, bitmap_parse(). Raises `TopologyError` for a negative number.
     """
     mask = 0
     for cpu in cpus:
+        if cpu < 0:
+            raise TopologyError(f"CPU {cpu}: CPUs are numbered from 0", "name CPUs that exist")
         mask |= 1 << cpu
     groups: list[int] = []
     while mask or not groups:
@@ -143,19 +157,22 @@ def guest_plan(vcpus: int, housekeeping_vcpus: int, subject: str = "guest") -> G
         raise PlanError(
             "guest-housekeeping",
             f"housekeeping_vcpus = {housekeeping_vcpus}: no vCPU is left for the guest's own work",
-            "write housekeeping_vcpus = 1 or more",
+            "give it a vCPU more, and write housekeeping_vcpus = 1",
             subject=subject,
             keys=("housekeeping_vcpus",),
-            alternative="housekeeping_vcpus = 1",
+            alternatives=["housekeeping_vcpus = 1"] if vcpus > 1 else [],
         )
     if vcpus <= housekeeping_vcpus:
         raise PlanError(
             "guest-realtime",
             f"vcpus = {vcpus} with housekeeping_vcpus = {housekeeping_vcpus}: no vCPU is left to isolate",
-            f"write vcpus = {housekeeping_vcpus + 1} or more",
+            f"give it vcpus = {housekeeping_vcpus + 1} or more",
             subject=subject,
             keys=("housekeeping_vcpus",),
-            alternative=f"vcpus = {housekeeping_vcpus + 1}",
+            alternatives=[
+                *([f"housekeeping_vcpus = {vcpus - 1}"] if vcpus > 1 else []),
+                f"vcpus = {housekeeping_vcpus + 1}",
+            ],
         )
     return GuestPlan(tuple(range(housekeeping_vcpus)), tuple(range(housekeeping_vcpus, vcpus)))
 

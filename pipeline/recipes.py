@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -176,7 +176,7 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     description: Line
     platform: Name
     vcpus: Annotated[int, msgspec.Meta(ge=2, le=288)]
-    housekeeping_vcpus: Annotated[int, msgspec.Meta(ge=1)]
+    housekeeping_vcpus: Annotated[int, msgspec.Meta(ge=0)]  # what it must be is a rule of the plan
     memory_mib: Annotated[int, msgspec.Meta(ge=MIN_GUEST_MIB)]
     hugepages: Literal["none", "2M", "1G"] = "none"
     pins: CpuList | None = None
@@ -332,9 +332,18 @@ def read(path: Path, kind: type[T], root: Path) -> T:
 
 def _fields(kind: Any, keys: list[str]) -> list[str]:
     """Names that a table of the recipe may have."""
+    kinds = [kind]
     for key in keys:
-        kind = next((f.type for f in msgspec.structs.fields(kind) if f.encode_name == key), kind)
-    return [field.encode_name for field in msgspec.structs.fields(kind)]
+        named = [f.type for k in kinds for f in msgspec.structs.fields(k) if f.encode_name == key]
+        kinds = [k for each in named for k in _structs(each)] or kinds
+    return list(dict.fromkeys(f.encode_name for k in kinds for f in msgspec.structs.fields(k)))
+
+
+def _structs(kind: Any) -> list[Any]:
+    """The tables that a value of that type is made of: itself, its elements, or any of a union."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return [kind]
+    return [struct for each in get_args(kind) for struct in _structs(each)]
 
 
 def _place(path: Path, root: Path, *keys: str) -> str:
@@ -353,6 +362,7 @@ def line_of(text: str, keys: list[str]) -> int:
 
     parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_toml.language()))
     best, depth = 1, 0
+    elements: dict[tuple[str, ...], int] = {}
 
     def consider(found: list[str], line: int) -> None:
         nonlocal best, depth
@@ -377,6 +387,10 @@ def line_of(text: str, keys: list[str]) -> int:
                 visit(child, here)
         elif node.type in ("table", "table_array_element"):
             named = next((key_names(child) for child in node.children if key_names(child)), [])
+            if node.type == "table_array_element":
+                elements[tuple(named)] = elements.get(tuple(named), -1) + 1
+                consider(prefix + named, node.start_point[0] + 1)
+                named = [*named, str(elements[tuple(named)])]
             consider(prefix + named, node.start_point[0] + 1)
             for child in node.children:
                 if child.type == "pair":

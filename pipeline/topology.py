@@ -136,6 +136,13 @@ class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise TopologyError(
                 f"CPU {cpulist(missing)} is in no node", "add it to its node's cpus", ("nodes",)
             )
+        for index, text in enumerate(self.cores):
+            if len({seen[cpu] for cpu in parse_cpulist(text)}) > 1:
+                raise TopologyError(
+                    f"core {text} is on two nodes",
+                    "the CPUs of a core are on one node",
+                    ("cores", str(index)),
+                )
         ids = {node.id for node in self.nodes}
         for index, device in enumerate(self.devices):
             if device.node is not None and device.node not in ids:

@@ -1,46 +1,34 @@
-"""The guest's CPU plan: every way to name a set of CPUs means the same set."""
+"""The guest's CPU plan, and the words that plans are made of: every way to name a set of CPUs means the same set."""
 
 from __future__ import annotations
-
-import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cpuplan import GuestPlan, PlanError, affinity_mask, cpulist, guest_plan
+from pipeline.cpuplan import RULES, GuestPlan, PlanError, affinity_mask, guest_plan
+from pipeline.topology import TopologyError
+from tests.machines import expand
 
 CPUS = st.sets(st.integers(0, 300))
 PLANS = st.tuples(st.integers(1, 8), st.integers(1, 60)).map(lambda n: guest_plan(sum(n), n[0]))
 
 
-def expand(text: str) -> set[int]:
-    """Independent reader of the kernel's list format."""
-    found: set[int] = set()
-    for part in text.split(",") if text else []:
-        first, *last = (int(number) for number in part.split("-"))
-        found |= {first} | set(range(first, last[0] + 1) if last else ())
-    return found
-
-
 @given(CPUS)
-def test_list_and_mask_name_the_same_cpus(cpus: set[int]) -> None:
-    assert expand(cpulist(cpus)) == cpus
-    assert {bit for bit in range(301) if affinity_mask(cpus) >> bit & 1} == cpus
-    assert affinity_mask(cpus) < 1 << 301
+def test_a_mask_has_a_bit_for_each_cpu(cpus: set[int]) -> None:
+    """Read as the kernel reads it: groups of 32 bits in hexadecimal, the highest first."""
+    groups = affinity_mask(cpus).split(",")
+    assert all(len(group) == 8 for group in groups[1:]) and len(groups[0]) <= 8
+    value = sum(int(group, 16) << 32 * index for index, group in enumerate(reversed(groups)))
+    assert {bit for bit in range(352) if value >> bit & 1} == cpus
 
 
-@given(CPUS)
-def test_list_is_the_shortest(cpus: set[int]) -> None:
-    """Ascending, and no two parts that could be one."""
-    ends = [[int(number) for number in part.split("-")] for part in cpulist(cpus).split(",") if part]
-    assert all(later[0] > earlier[-1] + 1 for earlier, later in itertools.pairwise(ends))
-    assert all(len(end) == 1 or end[0] < end[1] for end in ends)
-
-
-@pytest.mark.parametrize(("cpus", "text"), [((), ""), ((1,), "1"), ((1, 2, 3), "1-3"), ((3, 0, 2), "0,2-3")])
-def test_list_as_the_kernel_writes_it(cpus: tuple[int, ...], text: str) -> None:
-    assert cpulist(cpus) == text
+@pytest.mark.parametrize(
+    ("cpus", "text"),
+    [((), "0"), ((0,), "1"), ((0, 8), "101"), ((31, 32), "1,80000000"), ((64,), "1,00000000,00000000")],
+)
+def test_a_mask_as_the_kernel_writes_it(cpus: tuple[int, ...], text: str) -> None:
+    assert affinity_mask(cpus) == text
 
 
 @given(PLANS)
@@ -55,9 +43,9 @@ def test_each_vcpu_is_on_one_side(plan: GuestPlan) -> None:
 @given(PLANS)
 def test_command_line_names_the_plan(plan: GuestPlan) -> None:
     options = dict(option.partition("=")[::2] for option in plan.command_line("PARTLABEL=x", "ttyS0").split())
-    assert expand(options["isolcpus"].removeprefix("domain,managed_irq,")) == set(plan.isolated)
-    assert expand(options["nohz_full"]) == expand(options["rcu_nocbs"]) == set(plan.isolated)
-    assert expand(options["irqaffinity"]) == set(plan.housekeeping)
+    assert expand(options["isolcpus"].removeprefix("domain,managed_irq,")) == list(plan.isolated)
+    assert expand(options["nohz_full"]) == expand(options["rcu_nocbs"]) == list(plan.isolated)
+    assert expand(options["irqaffinity"]) == list(plan.housekeeping)
 
 
 def test_command_line_as_it_reads() -> None:
@@ -69,22 +57,39 @@ def test_command_line_as_it_reads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vcpus", "housekeeping", "said"),
+    ("vcpus", "housekeeping", "rule", "alternatives"),
     [
-        (2, 0, "housekeeping_vcpus = 0"),
-        (2, -1, "no vCPU is left for the guest"),
-        (1, 1, "vcpus = 1"),
-        (2, 3, "no vCPU is left"),
+        (2, 0, "guest-housekeeping", ("housekeeping_vcpus = 1",)),
+        (2, -1, "guest-housekeeping", ("housekeeping_vcpus = 1",)),
+        (1, 0, "guest-housekeeping", ()),
+        (1, 1, "guest-realtime", ("vcpus = 2",)),
+        (2, 3, "guest-realtime", ("housekeeping_vcpus = 1", "vcpus = 4")),
     ],
 )
-def test_refuses_an_empty_side(vcpus: int, housekeeping: int, said: str) -> None:
-    with pytest.raises(PlanError, match=said) as refusal:
+def test_refuses_an_empty_side(
+    vcpus: int, housekeeping: int, rule: str, alternatives: tuple[str, ...]
+) -> None:
+    with pytest.raises(PlanError) as refusal:
         guest_plan(vcpus, housekeeping)
-    assert "or more" in refusal.value.hint
+    assert refusal.value.rule == rule
+    assert refusal.value.alternatives == alternatives
+    assert refusal.value.hint
 
 
-@pytest.mark.parametrize("name", [cpulist, affinity_mask])
-def test_refuses_negative_numbers(name: object) -> None:
-    assert callable(name)
-    with pytest.raises(PlanError, match="CPU -1"):
-        name([-1])
+def test_a_refusal_begins_with_its_rule_and_ends_with_what_to_write() -> None:
+    refusal = PlanError("one-node", "it is on two", "move it", alternatives=["pins = 1", "pins = 2"])
+    assert (refusal.message, refusal.hint) == ("one-node: it is on two", "write pins = 1")
+    assert refusal.exit_status == 2
+    refusal.choose([])
+    assert (refusal.alternative, refusal.hint) == ("", "move it")
+
+
+def test_each_rule_is_a_word_and_a_sentence() -> None:
+    for rule, sentence in RULES.items():
+        assert rule == rule.lower() and " " not in rule
+        assert len(sentence.split()) > 4
+
+
+def test_refuses_negative_numbers() -> None:
+    with pytest.raises(TopologyError, match="CPU -1"):
+        affinity_mask([-1])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from pipeline.cpuplan import RULES
 from pipeline.errors import UserError
 from pipeline.recipes import Builder, Guest, line_of, load, read
 
@@ -39,7 +41,7 @@ def refused(tmp_path: Path, text: str) -> str:
 
 def test_the_projects_own_recipes_are_fine() -> None:
     recipes = load(ROOT)
-    assert set(recipes.builders) == {"image", "kernel", "lab", "qemu"}
+    assert {"image", "kernel", "lab", "qemu"} <= set(recipes.builders)
     assert recipes.guests["rt-guest"].platform in recipes.platforms
 
 
@@ -63,6 +65,12 @@ def test_a_good_recipe_is_read(tmp_path: Path) -> None:
         ("vcpus = 4", "vcpus = 4 4", "guest.toml: not TOML: "),
         ("vcpus = 4", "vcpus = 1", "guest.toml:3: vcpus: expected `int` >= 2"),
         ('"a guest"', '"a\\nguest"', "guest.toml:1: description: "),
+        ("[image]", '[[networks]]\nkind = "tap"\nhost = "x"\n[image]', "guest.toml:9: unknown key host"),
+        (
+            "[image]",
+            '[[networks]]\nkind = "wifi"\n[image]',
+            "guest.toml:8: networks.0.kind: invalid value 'wifi'",
+        ),
     ],
 )
 def test_an_error_names_the_line_and_what_was_expected(
@@ -104,9 +112,178 @@ def test_names_that_fit_nowhere_and_platforms_without_guests_are_refused(tmp_pat
 
 
 def test_lines_are_found_in_every_form_of_toml() -> None:
-    text = 'a.b = 1\n\n[c]\nd = { e = 1,\n  f = 2 }\n[[g]]\nh = 1\n[c."i j"]\nk = 1\n'
+    text = 'a.b = 1\n\n[c]\nd = { e = 1,\n  f = 2 }\n[[g]]\nh = 1\n[c."i j"]\nk = 1\n[[g]]\nh = 2\n'
     assert line_of(text, ["a", "b"]) == 1
     assert line_of(text, ["c", "d"]) == 4
     assert line_of(text, ["c", "i j", "k"]) == 9
     assert line_of(text, ["c", "missing"]) == 3
+    assert [line_of(text, ["g", *keys]) for keys in ((), ("0", "h"), ("1",), ("1", "h"), ("1", "i"))] == [
+        6,
+        7,
+        10,
+        11,
+        10,
+    ]
     assert line_of("", ["x"]) == 1
+
+
+# The rules of the CPU plan ------------------------------------------------------------------------------
+
+PLATFORM, CANOE = "platforms/canoe-pass.toml", "guests/canoe-guest.toml"
+OTHER = "guests/other.toml"  # a second guest like the first
+AFTER = 'topology = "canoe-pass"\n'
+SMT = (PLATFORM, AFTER, 'topology = "xeon-2s-smt"\n')
+PINS = 'pins = "9-12"'
+
+
+@dataclass(frozen=True)
+class Case:
+    """Edits of recipes (file, old text, new text) that break a rule, and what is said: where, and what to write."""
+
+    rule: str
+    place: str
+    said: str
+    write: str
+    edits: tuple[tuple[str, str, str], ...]
+
+
+CASES = [
+    Case(
+        "cpu-list", f"{CANOE}:7", "pins = '9-N': '9-N' is an open range", 'pins = "1-4"',
+        ((CANOE, PINS, 'pins = "9-N"'),),
+    ),
+    Case(
+        "cpu-list", f"{CANOE}:7", "pins = '13-16': this machine has no CPU 16, only 0-15", 'pins = "1-4"',
+        ((CANOE, PINS, 'pins = "13-16"'),),
+    ),
+    Case(
+        "cpu-list", f"{PLATFORM}:4", "housekeeping_cpus = '0,8-': '8-' is an open range", 'housekeeping_cpus = "0,8"',
+        ((PLATFORM, AFTER, AFTER + 'housekeeping_cpus = "0,8-"\n'),),
+    ),
+    Case(
+        "housekeeping-cpu-0", f"{PLATFORM}:4", "housekeeping_cpus = '1,8': CPU 0 would be isolated",
+        'housekeeping_cpus = "0-1,8"',
+        ((PLATFORM, AFTER, AFTER + 'housekeeping_cpus = "1,8"\n'),),
+    ),
+    Case(
+        "housekeeping-per-socket", f"{PLATFORM}:4", "housekeeping_cpus = '0-2': socket 1 (8-15) has none",
+        'housekeeping_cpus = "0-2,8"',
+        ((PLATFORM, AFTER, AFTER + 'housekeeping_cpus = "0-2"\n'),),
+    ),
+    Case(
+        "siblings-together", f"{PLATFORM}:4",
+        "housekeeping_cpus = '0,8': CPU 16,24 is a sibling of one of them, and would be isolated",
+        'housekeeping_cpus = "0,8,16,24"',
+        (SMT, (PLATFORM, 'topology = "xeon-2s-smt"\n', 'topology = "xeon-2s-smt"\nhousekeeping_cpus = "0,8"\n')),
+    ),
+    Case(
+        "siblings-together", f"{OTHER}:7", "pins = '25-28': CPU 25 shares a core with guest canoe-guest",
+        'pins = "1-4"',
+        (SMT, (OTHER, PINS, 'pins = "25-28"')),
+    ),
+    Case(
+        "isolated-enough", f"{CANOE}:3", "vcpus = 8: at most 7 isolated CPUs are free on one socket", "vcpus = 7",
+        ((CANOE, "vcpus = 4\nhouse", "vcpus = 8\nhouse"), (CANOE, PINS, "")),
+    ),
+    Case(
+        "isolated-enough", f"{CANOE}:3", "pins = '9-12': 15 vCPUs, but 14 CPUs are isolated", "vcpus = 4",
+        ((CANOE, "vcpus = 4\nhouse", "vcpus = 15\nhouse"),),
+    ),
+    Case(
+        "isolated-enough", f"{PLATFORM}:4", "all CPUs (0-15) keep house: none is left to isolate",
+        'housekeeping_cpus = "0,8"',
+        ((PLATFORM, AFTER, AFTER + 'housekeeping_cpus = "0-15"\n'),),
+    ),
+    Case(
+        "vcpu-on-isolated", f"{CANOE}:7", "pins = '8-11': CPU 8 keeps house", 'pins = "1-4"',
+        ((CANOE, PINS, 'pins = "8-11"'),),
+    ),
+    Case(
+        "one-guest-per-cpu", f"{OTHER}:7", "pins = '12-15': CPU 12 is guest canoe-guest's", 'pins = "1-4"',
+        ((OTHER, PINS, 'pins = "12-15"'),),
+    ),
+    Case(
+        "one-socket", f"{CANOE}:7", "pins = '6-7,9-10': they are on two sockets", 'pins = "1-4"',
+        ((CANOE, PINS, 'pins = "6-7,9-10"'),),
+    ),
+    Case(
+        "one-node", f"{CANOE}:7", "pins = '4-7': they are on two NUMA nodes", 'pins = "1-4"',
+        ((PLATFORM, AFTER, 'topology = "epyc-8ccx"\n'), (CANOE, PINS, 'pins = "4-7"')),
+    ),
+    Case(
+        "guest-housekeeping", f"{CANOE}:4", "housekeeping_vcpus = 0: no vCPU is left for the guest's own work",
+        "housekeeping_vcpus = 1",
+        ((CANOE, "housekeeping_vcpus = 1", "housekeeping_vcpus = 0"),),
+    ),
+    Case(
+        "guest-realtime", f"{CANOE}:4", "vcpus = 4 with housekeeping_vcpus = 4: no vCPU is left to isolate",
+        "housekeeping_vcpus = 3",
+        ((CANOE, "housekeeping_vcpus = 1", "housekeeping_vcpus = 4"),),
+    ),
+    Case(
+        "one-pin-per-vcpu", f"{CANOE}:7", "pins = '9-11': 3 CPUs for 4 vCPUs", 'pins = "1-4"',
+        ((CANOE, PINS, 'pins = "9-11"'),),
+    ),
+    Case(
+        "emulator-on-housekeeping", f"{CANOE}:8", "emulator_cpus = '8-9': CPU 9 runs vCPUs", 'emulator_cpus = "8"',
+        ((CANOE, PINS, PINS + '\nemulator_cpus = "8-9"'),),
+    ),
+    Case(
+        "emulator-on-housekeeping", f"{CANOE}:8", "emulator_cpus = '15': CPU 15 is isolated", 'emulator_cpus = "8"',
+        ((CANOE, PINS, PINS + '\nemulator_cpus = "15"'),),
+    ),
+    Case(
+        "hugepages-whole", f"{CANOE}:5", "memory_mib = 4100 is not a whole number of huge pages of 1G",
+        "memory_mib = 5120",
+        ((CANOE, "memory_mib = 4096", "memory_mib = 4100"),),
+    ),
+    Case(
+        "memory-fits", f"{CANOE}:5",
+        "memory_mib = 32768 in huge pages of 1G: "
+        "node 1 has 32256 MiB left for guests (512 of its 32768 are the host's)",
+        "memory_mib = 31744",
+        ((CANOE, "memory_mib = 4096", "memory_mib = 32768"),),
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Recipes to edit."""
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("elements"))
+    return tmp_path
+
+
+def test_every_rule_is_broken_here() -> None:
+    assert {case.rule for case in CASES} == set(RULES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{case.rule}: {case.said}" for case in CASES])
+def test_a_broken_rule_is_refused_with_its_line_and_what_to_write(checkout: Path, case: Case) -> None:
+    recipes = checkout / "recipes"
+    for file, old, new in case.edits:
+        if file == OTHER and not (recipes / file).exists():
+            shutil.copy(recipes / CANOE, recipes / file)
+        text = (recipes / file).read_text()
+        assert text.count(old) == 1, f"{file}: {old!r}"
+        (recipes / file).write_text(text.replace(old, new))
+    with pytest.raises(UserError) as refusal:
+        load(checkout)
+    assert refusal.value.message == f"recipes/{case.place}: {case.rule}: {case.said}"
+    assert refusal.value.hint == f"write {case.write}"
+    assert refusal.value.exit_status == 2
+    apply(checkout, case)
+
+
+def apply(checkout: Path, case: Case) -> None:
+    """Write the line that the refusal gives in the place of its key: this rule is heard of no more."""
+    file = checkout / "recipes" / case.place.partition(":")[0]
+    key = case.write.partition(" = ")[0]
+    lines = file.read_text().splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith(f"{key} = "))
+    lines[at] = case.write
+    file.write_text("\n".join(lines) + "\n")
+    try:
+        load(checkout)
+    except UserError as other:
+        assert f" {case.rule}: " not in other.message
