@@ -46,6 +46,9 @@ HISTOGRAM_US = 10_000
 #: Seconds a boot may take unless the environment says otherwise: some 30 under emulation on two idle cores.
 LIMIT_S = 240
 
+#: Seconds that a launch script has to end when its time is up.
+PATIENCE_S = 30
+
 #: Lines of the console and of qemu's messages that are shown when a boot ends badly.
 TAIL = 15
 
@@ -128,15 +131,17 @@ def boot(script: Path, console: Path, work: Path, arguments: list[str], limit_s:
             while process.poll() is None:
                 if to_login is None and b"\n" in answers.read_bytes():
                     to_login = time.monotonic() - started
-                if time.monotonic() - started > limit_s:
+                late = time.monotonic() - started - limit_s
+                if late > 0:
                     ended = f"not finished after {limit_s:g} s"
-                    process.kill()
+                    # The script takes qemu along when it is told to end, at once from the third time on.
+                    process.terminate() if late < PATIENCE_S else process.kill()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.1)
         messages.seek(0)
         said = messages.read().decode(errors="replace")
     if not ended and process.returncode < 0:
-        ended = f"qemu was killed by signal {-process.returncode}"
+        ended = f"the launch script was killed by signal {-process.returncode}"
     elif not ended and process.returncode:
         ended = f"qemu ended with status {process.returncode}"
     return Run(answers.read_bytes(), ended, said, to_login, time.monotonic() - started)

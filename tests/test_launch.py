@@ -2,73 +2,49 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from pipeline import recipes
 from pipeline.errors import UserError
-from pipeline.launch import SCRIPTS, Value, render
+from pipeline.launch import SCRIPTS, mac_address, render, variables_of, vf_counts
+from tests.launching import (
+    FULL,
+    GOLDEN,
+    ROOT,
+    TEMPLATES,
+    VARIABLES,
+    built,
+    host,
+    launch,
+    qemu_arguments,
+    tree,
+    write_scripts,
+)
 
-ROOT = Path(__file__).parent.parent
-GOLDEN = ROOT / "tests" / "golden"
-TEMPLATES = {path.name: path.read_text() for path in (ROOT / "recipes" / "templates").glob("*.j2")}
-VARIABLES: dict[str, Value] = {
-    "guest": "rt-guest",
-    "platform": "qemu-q35",
-    "vcpus": 4,
-    "memory_mib": 1024,
-    "ssh_port": 2222,
-    "cmdline": "root=PARTLABEL=x rw console=ttyS0 isolcpus=domain,managed_irq,1-3",
-}
-#: What the scripts look for, below the platform's directory.
-FILES = {
-    "qemu/bin/qemu-system-x86_64": '#!/bin/sh\nprintf \'%s\\n\' "$@" >"$0.args"\n',
-    "qemu/bin/qemu-img": '#!/bin/sh\nfor last; do :; done\n: >"$last"\n',
-    "qemu/share/qemu/OVMF_CODE_4M.fd": "code",
-    "qemu/share/qemu/OVMF_VARS_4M.fd": "variables",
-    "kernel/guest/bzImage": "kernel",
-    "image/rt-guest/disk.qcow2": "disk",
-}
+__all__ = ["built", "host"]
 
-
-@pytest.fixture
-def built(tmp_path: Path) -> Path:
-    """A platform's artifacts, with a qemu that only writes down its arguments."""
-    platform = tmp_path / "artifacts" / "qemu-q35"
-    for name, text in FILES.items():
-        path = platform / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        path.chmod(0o755 if "/bin/" in name else 0o444)
-    for script in SCRIPTS:
-        path = platform / "launch" / "rt-guest" / script
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(render(script, VARIABLES, TEMPLATES))
-        path.chmod(0o755)
-    return platform
-
-
-def launch(built: Path, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a script with a home of its own and nothing else in its environment."""
-    environment = {"PATH": os.environ["PATH"], "HOME": str(built.parent.parent / "home")}
-    environment |= {"QMP": "/tmp/qmp.sock"} | variables  # noqa: S108 - only a name; pytest's own are too long
-    command: list[str | Path] = [built / "launch" / "rt-guest" / script, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
-
-
-def tree(directory: Path) -> dict[str, int]:
-    """Every path below, with its time of change."""
-    return {str(path): path.stat().st_mtime_ns for path in directory.rglob("*")}
+from tests.pretend_sysfs import PretendSysfs
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("guest", ["plain", "full"])
 @pytest.mark.parametrize("mode", ["kvm", "emulated"])
-def test_dry_run_prints_the_commands_and_touches_nothing(built: Path, script: str, mode: str) -> None:
+def test_dry_run_prints_the_commands_and_touches_nothing(
+    built: Path, host: PretendSysfs, script: str, guest: str, mode: str
+) -> None:
     """To accept a change of the templates on purpose: VIRT_RT_ACCEPT=1 pytest tests/test_launch.py."""
     top = built.parent.parent
+    write_scripts(built, FULL if guest == "full" else VARIABLES)
+    host.device("0000:03:00.0", "e1000e", 3)
+    host.physical("0000:01:00.0", "igb", 1, "enp1s0", total=7)
     before = tree(top)
     done = launch(
         built,
@@ -80,11 +56,12 @@ def test_dry_run_prints_the_commands_and_touches_nothing(built: Path, script: st
         EMULATE="1" if mode == "emulated" else "0",
         CMDLINE_EXTRA="quiet loglevel=3,4",
         KVM_DEVICE="/nowhere/kvm",
+        HOST_ROOT=str(host.root),
     )
     assert done.returncode == 0, done.stderr
     assert tree(top) == before
     text = done.stdout.replace(str(top), "/top")
-    golden = GOLDEN / f"{script}.{mode}"
+    golden = GOLDEN / f"{script}.{guest}.{mode}"
     if os.environ.get("VIRT_RT_ACCEPT"):
         golden.write_text(text)
     assert text == golden.read_text()
@@ -92,17 +69,30 @@ def test_dry_run_prints_the_commands_and_touches_nothing(built: Path, script: st
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_what_dry_run_prints_is_what_runs(built: Path, script: str) -> None:
-    printed = launch(built, script, "--dry-run", "--", "-S", "it's $odd", EMULATE="1").stdout
-    subprocess.run(["bash", "-e"], input=printed, text=True, check=True)
-    log = built / "qemu/bin/qemu-system-x86_64.args"
-    pasted = log.read_text()
+    """A person may paste it; then qemu waits to be told over its pipes."""
+    odd = ["-device", "it's $odd"]
+    without = {"EMULATE": "1", "HUGEPAGES": "none", "MEM_LOCK": "off", "NODE": "0"}
+    printed = launch(built, script, "--dry-run", "--", *odd, **without).stdout
+    qemu = str(built / "qemu/bin/qemu-system-x86_64")
+    before, started, rest = printed.partition(f"\n{qemu} ")
+    words, _, after = rest.partition("\n# ")
+    (built / "pasted").mkdir()
+    pasted = f"{before}\nprintf '%s\\n' {words} >{built}/pasted/args\n"
+    subprocess.run(["bash", "-e"], input=pasted, text=True, check=True, stdout=subprocess.DEVNULL)
+    assert started
+    assert "taskset -pc 1 THREAD-OF-VCPU-1" in after
     shutil.rmtree(built.parent.parent / "home")
-    assert launch(built, script, "--", "-S", "it's $odd", EMULATE="1").returncode == 0
-    assert log.read_text() == pasted
+    shutil.rmtree(built.parent.parent / "run")
+    assert launch(built, script, "--", *odd, **without).returncode == 0
+    run = [word for word in qemu_arguments(built) if "memory" not in word]
+    assert [word for word in (built / "pasted/args").read_text().splitlines() if "memory" not in word] == run
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_generated_text_is_clean(built: Path, script: str) -> None:
+@pytest.mark.parametrize(("tap", "disk", "device"), list(itertools.product([False, True], repeat=3)))
+def test_generated_text_is_clean(built: Path, script: str, tap: bool, disk: bool, device: bool) -> None:
+    chosen = {"networks": tap, "disks": disk, "devices": device, "vf_counts": device}
+    write_scripts(built, VARIABLES | {key: FULL[key] for key, wanted in chosen.items() if wanted})
     for linter in (["shellcheck"], ["shfmt", "-i", "2", "-ci", "-d"]):
         if shutil.which(linter[0]) is None:
             pytest.skip(f"{linter[0]} is not installed")
@@ -117,18 +107,16 @@ def test_help_explains_every_variable(built: Path, script: str) -> None:
     done = launch(built, script, "--help")
     assert done.returncode == 0
     assert "usage: " + script in done.stdout
-    for name in (
-        "QEMU",
-        "DISK",
-        "CMDLINE_EXTRA",
-        "MEMORY_MIB",
-        "VCPUS",
-        "NET",
-        "SSH_PORT",
-        "CONSOLE",
-        "EMULATE",
-    ):
-        assert f"\n{name}=${{{name}" in done.stdout
+    source = (built / "launch" / "rt-guest" / script).read_text()
+    names = re.findall(r"^([A-Z_]+)=\$\{\1", source, re.MULTILINE)
+    assert {"QEMU", "PINS", "NET", "RUN_DIR"} <= set(names)
+    lines = done.stdout.splitlines()
+    for name in names:
+        at = next(number for number, line in enumerate(lines) if line.startswith(f"{name}=${{{name}"))
+        # Above each, or above the lines that it stands with.
+        while not lines[at].startswith("#"):
+            assert lines[at], f"{name} is not explained"
+            at -= 1
 
 
 def test_refuses_a_machine_without_kvm(built: Path) -> None:
@@ -180,6 +168,14 @@ def test_names_a_missing_file_and_who_makes_it(
         ("SNAPSHOT", "2"),
         ("MEM_LOCK", "1"),
         ("NET", "bridge"),
+        ("HUGEPAGES", "4M"),
+        ("PINS", "1,2"),
+        ("PINS", "1"),
+        ("EMULATOR_CPUS", "0-"),
+        ("REALTIME_VCPUS", "all"),
+        ("PRIORITY", "99"),
+        ("NODE", "first"),
+        ("SHUTDOWN_SECONDS", "1m"),
         ("QMP", "/" + "x" * 107),
     ],
 )
@@ -221,7 +217,7 @@ def test_the_built_disk_is_never_written(built: Path) -> None:
 def test_snapshot_keeps_nothing(built: Path) -> None:
     assert launch(built, "kvmqemu-rfs.sh", EMULATE="1", SNAPSHOT="1").returncode == 0
     assert [path for path in (built.parent.parent / "home").rglob("*") if path.is_file()] == []
-    arguments = (built / "qemu/bin/qemu-system-x86_64.args").read_text().splitlines()
+    arguments = qemu_arguments(built)
     assert sum("snapshot=on" in argument for argument in arguments) == 2
 
 
@@ -230,7 +226,7 @@ def test_any_command_line_survives_the_shell(built: Path) -> None:
     script = built / "launch" / "rt-guest" / "kvmqemu.sh"
     script.write_text(render("kvmqemu.sh", {**VARIABLES, "cmdline": odd}, TEMPLATES))
     assert launch(built, "kvmqemu.sh", EMULATE="1").returncode == 0
-    assert f"{odd} no_timer_check" in (built / "qemu/bin/qemu-system-x86_64.args").read_text().splitlines()
+    assert f"{odd} no_timer_check" in qemu_arguments(built)
 
 
 @pytest.mark.parametrize("name", ["guest", "platform"])
@@ -243,3 +239,46 @@ def test_refuses_names_that_need_quoting(name: str, value: str) -> None:
 def test_a_variable_that_is_not_given_is_an_error() -> None:
     with pytest.raises(UserError, match="memory_mib"):
         render("kvmqemu.sh", {k: v for k, v in VARIABLES.items() if k != "memory_mib"}, TEMPLATES)
+
+
+def test_scripts_say_what_the_plan_says() -> None:
+    """Canoe Pass's guest is on the second socket, whose first CPU keeps house."""
+    asked = recipes.load(ROOT)
+    platform = "canoe-pass"
+    said = variables_of(
+        "canoe-guest", asked.platforms[platform], asked.guests_of(platform), asked.plans[platform]
+    )
+    text = render("kvmqemu.sh", said, TEMPLATES)
+    for line in (
+        "PINS=${PINS:-'9 10 11 12'}",
+        "EMULATOR_CPUS=${EMULATOR_CPUS:-8}",
+        "REALTIME_VCPUS=${REALTIME_VCPUS:-1-3}",
+        "HUGEPAGES=${HUGEPAGES:-1G}",
+        "NODE=${NODE:-1}",
+    ):
+        assert f"\n{line}\n" in text
+
+
+def test_networks_and_devices_of_a_recipe() -> None:
+    asked = recipes.load(ROOT)
+    virtual = recipes.VirtualFunction(physical="0000:01:00.0", number=1, mac="52:54:00:aa:bb:cc", vlan=7)
+    guest = msgspec.structs.replace(
+        asked.guests["rt-guest"],
+        networks=(recipes.TapNetwork(name="tap0", bridge="br0"), recipes.UserNetwork(ssh_port=2222)),
+        devices=(recipes.Function(address="0000:03:00.0"), virtual),
+    )
+    other = msgspec.structs.replace(guest, devices=(msgspec.structs.replace(virtual, number=4),))
+    guests = {"rt-guest": guest, "other": other}
+    said = variables_of("rt-guest", asked.platforms["qemu-q35"], guests, asked.plans["qemu-q35"])
+    assert said["devices"] == ["0000:03:00.0", "0000:01:00.0/1,mac=52:54:00:aa:bb:cc,vlan=7"]
+    assert said["vf_counts"] == ["0000:01:00.0=5"]
+    assert vf_counts({"rt-guest": guest}) == {"0000:01:00.0": 2}
+    assert [network["kind"] for network in said["networks"]] == ["tap", "user"]
+    assert said["networks"][0]["mac"] == mac_address("rt-guest", 0)
+    assert said["ssh_port"] == 2222
+
+
+def test_two_guests_do_not_share_a_mac_address() -> None:
+    addresses = {mac_address(guest, index) for guest in ("rt-guest", "other") for index in (0, 1)}
+    assert len(addresses) == 4
+    assert all(re.fullmatch("52:54:00(:[0-9a-f]{2}){3}", address) for address in addresses)
