@@ -16,7 +16,9 @@ from pipeline.display import duration
 from pipeline.errors import UserError
 from pipeline.face import JSON_OPTION, Face, action_names, guarded, one_action, session
 from pipeline.plan import State
+from pipeline.planview import warnings
 from pipeline.reporter import Reporter
+from pipeline.tasks import Session
 
 #: How many steps may be under way; the executor's own limits decide what really runs side by side.
 PARALLEL = 4
@@ -38,6 +40,7 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
         current = session()
         names = action_names(current.project, list(self.sel_tasks or []))
         current.select(names)
+        _tell_warnings(current, names)
         # threads: steps run elsewhere, and what they share (locks, the display) lives in this process
         options = {"par_type": "thread", "num_process": num_process or PARALLEL, "verbosity": 2}
         work = [name for name, state in current.states.items() if state in (State.BUILD, State.LOCAL)]
@@ -62,6 +65,16 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
                 current.close()
             if not finished:
                 current.display.say("interrupted: what had finished is kept; run doit again to go on")
+
+
+def _tell_warnings(current: Session, names: list[str]) -> None:
+    """What the CPU plans of the platforms asked for would be better without, a note each."""
+    project = current.project
+    places = {(project.graph[name].place or "").partition("/")[0] for name in names}
+    for platform, plan in project.recipes.plans.items():
+        if platform in places:
+            for line in warnings(project.root, plan):
+                current.display.note(line)
 
 
 def _wait_for_threads(seconds: float = 20.0) -> None:
@@ -125,6 +138,7 @@ class Plan(Face):
             ]
             print(json.dumps(rows, indent=1))
             return
+        _tell_warnings(session(), list(states))
         width = max(len(name) for name in states)
         for name, state in states.items():
             seconds = times[name]

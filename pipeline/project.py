@@ -7,7 +7,22 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from pipeline import history, image, inputs, kernel, lab, launch, locks, pool, qemu, recipes
+from pipeline import (
+    history,
+    image,
+    inputs,
+    kernel,
+    lab,
+    launch,
+    libvirt,
+    locks,
+    pool,
+    qemu,
+    recipes,
+    settings,
+    stack,
+    tuning,
+)
 from pipeline.action import Action
 from pipeline.artifacts import Artifacts
 from pipeline.errors import UserError
@@ -43,6 +58,11 @@ class Project:
     def recipes(self) -> recipes.Recipes:
         """What is asked for."""
         return recipes.load(self.root)
+
+    @cached_property
+    def settings(self) -> settings.Table:
+        """How hosts are set."""
+        return settings.load(self.root)
 
     @cached_property
     def sources_lock(self) -> locks.SourcesLock:
@@ -119,10 +139,18 @@ class Project:
             add(inputs.packages(locked, self.archives))
             add(image.rootfs(self.root, name, guest, platform, locked))
             add(image.disk(self.root, name, guest, platform))
-            add(launch.launch(self.root, name, guest, platform))
+            guests, plan = asked.guests_of(guest.platform), asked.plans[guest.platform]
+            add(launch.launch(self.root, name, platform, guests, plan))
+            add(libvirt.libvirt(self.root, name, platform, guests, plan))
         for name, platform in asked.platforms.items():
-            guests = {key: guest for key, guest in asked.guests.items() if guest.platform == name}
+            guests = asked.guests_of(name)
+            add(tuning.tuning(self.root, name, platform, asked.plans[name], guests, self.settings))
             add(lab.boot_proof(self.root, name, platform, guests))
+            if platform.stack_proof:
+                for action in stack.stack_proof(
+                    self.root, name, platform, guests, asked.plans[name], self.settings
+                ):
+                    add(action)
         return list(made.values())
 
     def _source(self, name: str) -> Action:

@@ -83,6 +83,7 @@ class Platform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     `topology` names a file of `recipes/topologies/`; `housekeeping_cpus` is by default the first core of each
     socket; `choices` are settings of `recipes/tuning.toml` that trade safety for latency, off unless named.
+    `stack_proof` has the lab emulate this machine whole and run a guest in it: every CPU is then a thread of qemu.
     """
 
     description: Line
@@ -94,6 +95,7 @@ class Platform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     qemu: PlatformQemu
     limits: Limits | None = None
     bios: tuple[BiosSetting, ...] = ()
+    stack_proof: bool = False
 
 
 class GuestImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

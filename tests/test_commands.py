@@ -29,8 +29,12 @@ PRODUCTS = {
     "qemu:qemu-q35",
     "image:rt-guest",
     "launch:rt-guest",
+    "libvirt:rt-guest",
+    "tuning:qemu-q35",
     "lab:qemu-q35",
+    "stack:qemu-q35",
 }
+CURRENT = f"everything is current ({len(PRODUCTS)} tasks)\n"
 GUEST_CONFIG = "kernel-configs/qemu-q35/guest-config"
 
 
@@ -86,7 +90,7 @@ def test_everything_is_built_once_and_then_current(project: Standin) -> None:
     assert first.status == 0, first
     assert finished(first.out) >= PRODUCTS
     second = project.doit()
-    assert second.out == "everything is current (6 tasks)\n"
+    assert second.out == CURRENT
     assert (second.status, second.err) == (0, "")
     manifest = json.loads((project.root / "artifacts/qemu-q35/kernel/guest/manifest.json").read_text())
     assert manifest["action"] == "kernel:qemu-q35:guest"
@@ -99,7 +103,7 @@ def test_lost_artifacts_are_restored_without_building(built: Standin) -> None:
     done = built.doit()
     assert done.status == 0
     assert started(done.out) == set()
-    assert "done: 0 built, 6 from the store" in done.out
+    assert f"done: 0 built, {len(PRODUCTS)} from the store" in done.out
     script = built.root / "artifacts/qemu-q35/launch/rt-guest/kvmqemu.sh"
     assert os.access(script, os.X_OK)
 
@@ -114,7 +118,7 @@ def test_one_line_of_the_guests_config_touches_only_the_guest(built: Standin) ->
     built.append(GUEST_CONFIG, "CONFIG_EXTRA=y\n")
     states = built.plan()
     stale = {name for name, state in states.items() if state == "build"}
-    assert stale == {"kernel:qemu-q35:guest", "image:rt-guest", "lab:qemu-q35"}
+    assert stale == {"kernel:qemu-q35:guest", "image:rt-guest", "lab:qemu-q35", "stack:qemu-q35"}
     why = built.doit("why", "lab:qemu-q35")
     assert why.status == 0
     assert why.out == f"kernel:qemu-q35:guest: {GUEST_CONFIG} changed\n    +CONFIG_EXTRA=y\n"
@@ -146,7 +150,8 @@ def test_one_product_brings_what_it_needs_and_no_more(project: Standin) -> None:
 def test_a_group_is_a_task(project: Standin) -> None:
     done = project.doit("kernel")
     assert done.status == 0
-    assert finished(done.out) == {"source:linux-rt", "kernel:qemu-q35:guest", "kernel:qemu-q35:host"}
+    kernels = {f"kernel:{name}:{role}" for name in ("canoe-pass", "qemu-q35") for role in ("guest", "host")}
+    assert finished(done.out) == {"source:linux-rt", *kernels}
 
 
 # Reading commands -----------------------------------------------------------------------------
@@ -155,7 +160,13 @@ def test_a_group_is_a_task(project: Standin) -> None:
 def test_list_names_the_products(project: Standin) -> None:
     done = project.doit("list")
     names = {line.split()[0] for line in done.out.splitlines()}
-    assert names == {*PRODUCTS, "platform:qemu-q35"}
+    of_canoe = {name for name in names if "canoe" in name}
+    assert names - of_canoe == {*PRODUCTS, "platform:qemu-q35"}
+    expected = {
+        name.replace("qemu-q35", "canoe-pass").replace("rt-guest", "canoe-guest")
+            for name in PRODUCTS - {"stack:qemu-q35"}
+    }
+    assert of_canoe == {*expected, "platform:canoe-pass"}
     everything = json.loads(project.doit("list", "--all", "--json").out)
     assert {"source:linux-rt", "builder:kernel"} <= {row["task"] for row in everything}
 
@@ -164,7 +175,7 @@ def test_plan_tells_times_once_they_are_known(built: Standin) -> None:
     built.append(GUEST_CONFIG, "CONFIG_EXTRA=y\n")
     rows = {row["task"]: row for row in json.loads(built.doit("plan", "--json").out)}
     assert rows["kernel:qemu-q35:guest"]["expected_seconds"] > 0
-    assert re.search(r"^3 to build, about \d+ s of work$", built.doit("plan").out, re.MULTILINE)
+    assert re.search(r"^4 to build, about \d+ s of work$", built.doit("plan").out, re.MULTILINE)
 
 
 def test_log_shows_a_steps_output_also_in_another_checkout(built: Standin, tmp_path: Path) -> None:
@@ -457,7 +468,7 @@ def test_a_killed_run_costs_only_what_had_not_finished(project: Standin) -> None
     done = project.doit()
     assert done.status == 0, done
     assert started(done.out) & done_before == set()
-    assert project.doit().out == "everything is current (6 tasks)\n"
+    assert project.doit().out == CURRENT
 
 
 def test_two_runs_at_once_in_one_checkout(project: Standin) -> None:
@@ -467,7 +478,7 @@ def test_two_runs_at_once_in_one_checkout(project: Standin) -> None:
     assert [process.returncode for process in both] == [0, 0], outs
     built = [finished(out) for out, _ in outs]
     assert built[0] & built[1] == set()
-    assert project.doit().out == "everything is current (6 tasks)\n"
+    assert project.doit().out == CURRENT
 
 
 def test_two_checkouts_at_once_share_the_work(project: Standin, tmp_path: Path) -> None:

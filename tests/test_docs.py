@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 import pytest
 
-from pipeline import bootproof, contract, gate, recipes, sourcerecipe
+from pipeline import bootproof, contract, gate, recipes, sourcerecipe, topology
 from pipeline.cpuplan import guest_plan
 from tests import standin
 from tests.standin import Standin
@@ -197,6 +197,11 @@ def reader_of(kind: type[msgspec.Struct]) -> Callable[[str, Path], None]:
     return read
 
 
+def read_topology(text: str, scratch: Path) -> None:
+    """Refuse what is no topology, or one that contradicts itself."""
+    msgspec.convert(tomllib.loads(text), topology.Topology).check()
+
+
 def read_contract(text: str, scratch: Path) -> None:
     """Refuse what is not a contract."""
     contract.parse_contract(text, "sample")
@@ -207,6 +212,7 @@ READERS: dict[str, Callable[[str, Path], None]] = {
     "recipes/guests/*.toml": read_guest,
     "recipes/platforms/*.toml": reader_of(recipes.Platform),
     "recipes/builders/*.toml": reader_of(recipes.Builder),
+    "recipes/topologies/*.toml": read_topology,
     "kernel-configs/common/contract.toml": read_contract,
 }
 
@@ -322,7 +328,7 @@ def test_every_variable_of_the_launch_scripts_is_described() -> None:
 
 def test_every_key_of_a_guest_and_of_the_contract_is_described() -> None:
     def missing(page: str, keys: list[str]) -> list[str]:
-        text = prose(ROOT / page)
+        text = prose(ROOT / page) + prose(ROOT / "docs/cpu-plan.md")
         return [key for key in keys if f"`{key}`" not in text]
 
     guest = [field.name for field in msgspec.structs.fields(recipes.Guest)]

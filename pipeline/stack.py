@@ -1,0 +1,135 @@
+"""The stack proof: a platform's host, emulated, runs its guest under real KVM with devices passed through.
+
+The lab's board has two devices that the recipes do not speak of, a NIC with virtual functions and qemu's `edu`.
+So launch scripts and host tuning are rendered once more, by the same code, for the same guest given these two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from pipeline.action import ALL, Action, File, Output, Upstream
+from pipeline.architecture import architecture
+from pipeline.cpuplan import HostPlan
+from pipeline.errors import UserError
+from pipeline.image import DISK, image_name
+from pipeline.inputs import ROOTFS, builder_name
+from pipeline.kernel import kernel_name
+from pipeline.lab import BUILDER
+from pipeline.launch import launch
+from pipeline.qemu import qemu_name
+from pipeline.recipes import Function, Guest, Platform, VirtualFunction
+from pipeline.settings import Table, chosen, host_command_line
+from pipeline.topology import cpulist
+from pipeline.tuning import ROOT, tuning
+
+#: The userland of the emulated host.
+HOST_BUILDER = "lab-host"
+STEP = "recipes/steps/lab-stack.sh"
+HELPERS = (
+    "pipeline/bootproof.py",
+    "pipeline/gate.py",
+    "pipeline/stackgate.py",
+    "pipeline/stackproof.py",
+    "recipes/lab/virt-rt-stack-guest.service",
+    "recipes/lab/virt-rt-stack-guest.sh",
+    "recipes/lab/virt-rt-stack-host.sh",
+    "recipes/lab/virt-rt-stack.service",
+)
+#: Where the board has them: see `pipeline.stackproof.board`.
+PHYSICAL, FUNCTION = "0000:01:00.0", "0000:02:00.0"
+
+
+def stack_name(platform: str) -> str:
+    """Name of the action that proves a platform's host and guest together."""
+    return f"stack:{platform}"
+
+
+def stack_proof(
+    root: Path, name: str, platform: Platform, guests: Mapping[str, Guest], plan: HostPlan, table: Table
+) -> tuple[Action, ...]:
+    """The proof, and before it what is rendered for it; `root` is the checkout, `guests` are the platform's.
+
+    The first guest by name is run. Raises `UserError` when the plan leaves no isolated CPU to nobody: a vCPU is
+    to be moved there.
+    """
+    guest_name = min(guests)
+    placement = plan.guests[guest_name]
+    taken = {cpu for guest in plan.guests.values() for cpu in guest.pins}
+    spare = [cpu for cpu in plan.isolated if cpu not in taken]
+    if not spare:
+        raise UserError(
+            f"recipes/platforms/{name}.toml: stack_proof needs an isolated CPU that no guest has",
+            "give a guest fewer vCPUs, or leave stack_proof out",
+        )
+    devices = (VirtualFunction(physical=PHYSICAL, number=0), Function(address=FUNCTION))
+    equipped = {
+        each: msgspec.structs.replace(guest, devices=devices if each == guest_name else ())
+        for each, guest in guests.items()
+    }
+    scripts = dataclasses.replace(
+        launch(root, guest_name, platform, equipped, plan),
+        name=f"stack-launch:{name}",
+        summary=f"the launch scripts of {guest_name} with the devices of the lab's board",
+        place=None,
+    )
+    tuned = dataclasses.replace(
+        tuning(root, name, platform, plan, equipped, table),
+        name=f"stack-tuning:{name}",
+        summary=f"the host tuning of {name} with the devices of the lab's board",
+        place=None,
+    )
+    boot_image = architecture(platform.arch).image
+    below = f"artifacts/{name}"
+    inputs = {
+        "rootfs.tar": Upstream(builder_name(HOST_BUILDER), ROOTFS),
+        f"host/{boot_image}": Upstream(kernel_name(name, "host"), boot_image),
+        "host/kernelrelease": Upstream(kernel_name(name, "host"), "kernelrelease"),
+        "host/modules": Upstream(kernel_name(name, "host"), "modules"),
+        "tuning/root": Upstream(tuned.name, ROOT),
+        # laid out as in artifacts/, where the launch scripts find their neighbours
+        f"{below}/qemu": Upstream(qemu_name(name), ALL),
+        f"{below}/kernel/guest/{boot_image}": Upstream(kernel_name(name, "guest"), boot_image),
+        f"{below}/kernel/guest/kernelrelease": Upstream(kernel_name(name, "guest"), "kernelrelease"),
+        f"{below}/image/{guest_name}/{DISK}": Upstream(image_name(guest_name), DISK),
+        f"{below}/launch/{guest_name}": Upstream(scripts.name, ALL),
+    }
+    vcpu = placement.split.isolated[-1]
+    expected = {
+        "guest": guest_name,
+        "vcpu": vcpu,
+        "cpu": placement.pins[vcpu],
+        "other_cpu": spare[-1],
+        "cpus": len(plan.topology.cpus),
+        "memory_mib": sum(node.memory_mib for node in plan.topology.nodes),
+        "parameters": [
+            parameter for parameter, _ in host_command_line(plan, table, chosen(root, name, platform, table))
+        ],
+        "physical": PHYSICAL,
+        "function": FUNCTION,
+        "isolated": cpulist(placement.split.isolated),
+    }
+    proof = Action(
+        name=stack_name(name),
+        kind="stack-proof",
+        version=1,
+        arch=platform.arch,
+        summary=f"the proof that a host of {name} runs its guest under KVM and gives devices back (emulated)",
+        builder=builder_name(BUILDER),
+        script=File.read(root / STEP, STEP),
+        files={
+            **{Path(path).name: File.read(root / path, path) for path in HELPERS},
+            "expected.json": File(json.dumps(expected, indent=1).encode(), origin="recipes/guests/*.toml"),
+        },
+        inputs=inputs,
+        environment={"PLATFORM": name},
+        outputs=(Output("stack.json"), Output("console-host.log"), Output("console-guest.log")),
+        resource="lab",
+        place=f"{name}/stack",
+    )
+    return scripts, tuned, proof
