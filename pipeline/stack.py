@@ -16,7 +16,6 @@ import msgspec
 from pipeline.action import ALL, Action, File, Output, Upstream
 from pipeline.architecture import architecture
 from pipeline.cpuplan import HostPlan
-from pipeline.errors import UserError
 from pipeline.image import DISK, image_name
 from pipeline.inputs import ROOTFS, builder_name
 from pipeline.kernel import kernel_name
@@ -55,18 +54,13 @@ def stack_proof(
 ) -> tuple[Action, ...]:
     """The proof, and before it what is rendered for it; `root` is the checkout, `guests` are the platform's.
 
-    The first guest by name is run. Raises `UserError` when the plan leaves no isolated CPU to nobody: a vCPU is
-    to be moved there.
+    The first guest by name is run. A vCPU of it is moved by hand: to an isolated CPU that no guest has, or to a
+    housekeeping CPU where there is none.
     """
     guest_name = min(guests)
     placement = plan.guests[guest_name]
     taken = {cpu for guest in plan.guests.values() for cpu in guest.pins}
-    spare = [cpu for cpu in plan.isolated if cpu not in taken]
-    if not spare:
-        raise UserError(
-            f"recipes/platforms/{name}.toml: stack_proof needs an isolated CPU that no guest has",
-            "give a guest fewer vCPUs, or leave stack_proof out",
-        )
+    elsewhere = [cpu for cpu in plan.isolated if cpu not in taken] or plan.housekeeping
     devices = (VirtualFunction(physical=PHYSICAL, number=0), Function(address=FUNCTION))
     equipped = {
         each: msgspec.structs.replace(guest, devices=devices if each == guest_name else ())
@@ -104,7 +98,7 @@ def stack_proof(
         "guest": guest_name,
         "vcpu": vcpu,
         "cpu": placement.pins[vcpu],
-        "other_cpu": spare[-1],
+        "other_cpu": elsewhere[-1],
         "cpus": len(plan.topology.cpus),
         "memory_mib": sum(node.memory_mib for node in plan.topology.nodes),
         "parameters": [

@@ -22,7 +22,6 @@ import pytest
 from pipeline import recipes, settings, stack, stackgate, stackproof
 from pipeline.action import Action
 from pipeline.cpuplan import HostPlan
-from pipeline.errors import UserError
 from pipeline.gate import Answer, Finding, MalformedError
 from pipeline.plan import State
 from pipeline.project import Project
@@ -575,11 +574,10 @@ def test_the_expectations_are_the_plans(loaded: recipes.Recipes) -> None:
     assert Expectations(**expected, release="a", guest_release="b").cpus == 4
 
 
-def test_a_plan_without_a_spare_cpu_is_refused(loaded: recipes.Recipes) -> None:
+def test_without_a_spare_cpu_a_vcpu_is_moved_to_housekeeping(loaded: recipes.Recipes) -> None:
     plan = loaded.plans["qemu-q35"]
     full = replace(plan, isolated=plan.guests["rt-guest"].pins)
-    with pytest.raises(UserError, match="needs an isolated CPU that no guest has"):
-        actions(loaded, full)
+    assert json.loads(actions(loaded, full)[-1].files["expected.json"].content)["other_cpu"] == 0
 
 
 # The proof -------------------------------------------------------------------------------------
