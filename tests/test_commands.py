@@ -164,7 +164,7 @@ def test_list_names_the_products(project: Standin) -> None:
     assert names - of_canoe == {*PRODUCTS, "platform:qemu-q35"}
     expected = {
         name.replace("qemu-q35", "canoe-pass").replace("rt-guest", "canoe-guest")
-            for name in PRODUCTS - {"stack:qemu-q35"}
+        for name in PRODUCTS - {"stack:qemu-q35"}
     }
     assert of_canoe == {*expected, "platform:canoe-pass"}
     everything = json.loads(project.doit("list", "--all", "--json").out)
