@@ -148,6 +148,12 @@ def is_running(process: int) -> bool:
         return False
 
 
+def heed_signals() -> None:
+    """Undo what nohup and background jobs pass on: a shell cannot trap a signal that it was told to ignore."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Run:
     """A script that runs until it is told to end."""
 
@@ -165,6 +171,7 @@ class Run:
                 stdin=subprocess.DEVNULL,
                 stdout=messages,
                 stderr=messages,
+                preexec_fn=heed_signals,
             )
         until(lambda: self.threads.exists() or self.process.poll() is not None, "the guest to be released")
         self.qemu = int((self.run_dir / "holder").read_text().split()[-1]) if self.threads.exists() else 0

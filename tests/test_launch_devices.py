@@ -125,6 +125,7 @@ def test_what_a_killed_script_left_is_undone(
         done = launch(built, "kvmqemu.sh", "--cleanup", **on(board))
         assert "an earlier run was killed; undoing what it changed" in done.stderr
         is_as_before(board)
+        until(lambda: board.log[-1] == f"{PF} vfs 0", "the pretended kernel to have put it down")
         before = list(board.log)
         again = launch(built, "kvmqemu.sh", "--cleanup", **on(board))
         assert (again.returncode, again.stderr, board.log) == (0, "", before)
