@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from pipeline.cpuplan import HUGEPAGES, HostPlan
 from pipeline.errors import UserError
 from pipeline.image import command_line
 from pipeline.recipes import Function, Guest, Platform, TapNetwork, UserNetwork, VirtualFunction
+from pipeline.rendering import render_template
 from pipeline.topology import cpulist
 
 #: The scripts each guest gets.
@@ -26,13 +26,6 @@ SCRIPTS = ("kvmqemu.sh", "kvmqemu-rfs.sh")
 
 #: Variables that become part of paths, unit names and qemu options: words that need no quoting anywhere.
 NAMES = ("guest", "platform")
-
-
-def _quote(value: str | int | Sequence[str | int]) -> str:
-    """One shell word; a list is joined by spaces first."""
-    if not isinstance(value, str | int):
-        value = " ".join(map(str, value))
-    return shlex.quote(str(value))
 
 
 def launch_name(guest: str) -> str:
@@ -154,14 +147,14 @@ def launch(root: Path, name: str, platform: Platform, guests: Mapping[str, Guest
     )
 
 
-def render(script: str, variables: Mapping[str, Any], templates: Mapping[str, str]) -> str:
+def render(script: str, variables: Mapping[str, Any], texts: Mapping[str, str]) -> str:
     """Render one of `SCRIPTS`.
 
     `variables` are those of `variables_of`: `guest`, `platform` (words of a-z, 0-9 and -); `vcpus` (count),
     `memory_mib` (MiB), `hugepages` (none, 2M, 1G), `node`; `pins` (a host CPU per vCPU), `realtime` (list of
     vCPUs), `priority`; `emulator`, `housekeeping` (lists of host CPUs); `networks`, `disks`, `devices`,
     `vf_counts`; `ssh_port` (TCP port on loopback, empty text for none), `cmdline` (the kernel's command line for
-    the boot with the kernel outside). `templates` maps file names of `recipes/templates/` to their text.
+    the boot with the kernel outside). `texts` maps file names of `recipes/templates/` to their text.
 
     Raises `UserError` when a name is not such a word, a variable is missing, or a template is wrong.
     """
@@ -171,31 +164,9 @@ def render(script: str, variables: Mapping[str, Any], templates: Mapping[str, st
                 f"launch script {script}: {name} is {variables.get(name, '')!r}",
                 "name it with lower-case letters, digits and '-' only",
             )
-    # Imported here, since every run of doit loads this module and few render anything.
-    from jinja2 import DictLoader, Environment, StrictUndefined, TemplateError
-
-    # The text is shell, not HTML: quoting is the filter's, and "{#" is how a length begins.
-    environment = Environment(
-        loader=DictLoader(templates),
-        undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        comment_start_string="{##",
-        comment_end_string="##}",
-    )
-    environment.filters["sh"] = _quote
     if "networks" not in variables:
         raise UserError(f"launch script {script}: networks is not given", "give all variables")
-    try:
-        return environment.get_template(f"{script}.j2").render(
-            variables,
-            script=script,
-            taps=[network for network in variables["networks"] if network["kind"] == "tap"],
-        )
-    except TemplateError as error:
-        raise UserError(
-            f"launch script {script}: {type(error).__name__}: {error}",
-            f"look at recipes/templates/{script}.j2 and what it extends",
-        ) from error
+    taps = [network for network in variables["networks"] if network["kind"] == "tap"]
+    return render_template(
+        f"{script}.j2", texts, {**variables, "script": script, "taps": taps}, f"launch script {script}"
+    )

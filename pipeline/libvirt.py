@@ -7,7 +7,6 @@ machine there, and the addresses of virtual functions, which are known only wher
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from pipeline.errors import InternalError
 from pipeline.image import command_line
 from pipeline.launch import mac_address, vf_counts
 from pipeline.recipes import Disk, Function, Guest, Platform, TapNetwork, UserNetwork, VirtualFunction
+from pipeline.rendering import render_template
 from pipeline.topology import cpulist
 
 DOMAIN = "domain.xml"
@@ -179,31 +179,10 @@ def pci_address(address: str) -> str:
     return f'<address domain="0x{domain}" bus="0x{bus}" slot="0x{slot}" function="0x{function}"/>'
 
 
-def render(output: str, values: Mapping[str, Any], templates: Mapping[str, str]) -> str:
+def render(output: str, values: Mapping[str, Any], texts: Mapping[str, str]) -> str:
     """Render `DOMAIN` or `DEFINE` with what `variables` gives.
 
-    `templates` maps file names of `recipes/templates/libvirt/` to their text. Raises `InternalError` when a
-    template asks for what is not given.
+    `texts` maps file names of `recipes/templates/libvirt/` to their text. Raises `UserError` when a template
+    asks for what is not given.
     """
-    # Imported here, since every run of doit loads this module and few render anything.
-    from jinja2 import DictLoader, Environment, StrictUndefined, TemplateError, select_autoescape
-
-    template = f"{output}.j2"
-    environment = Environment(
-        loader=DictLoader(templates),
-        undefined=StrictUndefined,
-        # In XML all is escaped; in shell, quoting is the filter's.
-        autoescape=select_autoescape(enabled_extensions=["xml.j2"], default=False),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        comment_start_string="{##",
-        comment_end_string="##}",
-    )
-    environment.filters["sh"] = shlex.quote
-    try:
-        return environment.get_template(template).render(values)
-    except TemplateError as error:
-        raise InternalError(
-            f"{output}: {type(error).__name__}: {error}", f"look at recipes/templates/libvirt/{template}"
-        ) from error
+    return render_template(f"{output}.j2", texts, values, output)

@@ -208,7 +208,7 @@ def _parsed(text: str, keys: tuple[str, ...]) -> tuple[int, ...]:
     try:
         return parse_cpulist(text)
     except TopologyError as error:
-        raise TopologyError(error.message, error.hint, keys) from None
+        raise TopologyError(f"cpu-list: {error.message}", error.hint, keys) from None
 
 
 def _disjoint(key: str, lists: list[str], within: list[str] | None, what: str) -> set[int]:

@@ -13,10 +13,9 @@ from typing import Any
 
 from pipeline.action import Action, File, Output, Step
 from pipeline.cpuplan import HostPlan
-from pipeline.errors import UserError
 from pipeline.recipes import Function, Guest, Platform, VirtualFunction
+from pipeline.rendering import render_template
 from pipeline.settings import BOOT_PAGE_KIB, Resolved, Table, chosen, resolve
-from pipeline.topology import cpulist
 
 TEMPLATES = "recipes/templates/host"
 #: The check tool's package, which becomes one executable file; and where that and the plan go.
@@ -171,24 +170,7 @@ def render(place: str, text: str, document: Mapping[str, Any]) -> str:
 
     Raises `UserError` when the template is wrong.
     """
-    # Imported here, since every run of doit loads this module and few render anything.
-    from jinja2 import Environment, StrictUndefined, TemplateError
-
-    # The text is shell and configuration, not HTML; "{#" is how a length begins in shell.
-    environment = Environment(
-        undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        comment_start_string="{##",
-        comment_end_string="##}",
-    )
-    environment.filters["cpulist"] = cpulist
-    try:
-        rendered = environment.from_string(text).render(plan=document, boot_page_kib=BOOT_PAGE_KIB)
-    except TemplateError as error:
-        raise UserError(
-            f"{TEMPLATES}/{place}.j2: {type(error).__name__}: {error}", "mend that template"
-        ) from error
+    name = f"{place}.j2"
+    values = {"plan": document, "boot_page_kib": BOOT_PAGE_KIB}
+    rendered = render_template(name, {name: text}, values, f"{TEMPLATES}/{name}")
     return rendered if rendered.strip() else ""

@@ -6,10 +6,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pipeline.cpuplan import RULES
 from pipeline.errors import UserError
+from pipeline.image import command_line
 from pipeline.recipes import Builder, Guest, line_of, load, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -287,3 +289,11 @@ def apply(checkout: Path, case: Case) -> None:
         load(checkout)
     except UserError as other:
         assert f" {case.rule}: " not in other.message
+
+
+def test_a_guest_without_high_resolution_timers_says_so_to_its_kernel() -> None:
+    loaded = load(ROOT)
+    guest, platform = loaded.guests["rt-guest"], loaded.platforms["qemu-q35"]
+    assert "highres" not in command_line(guest, platform)
+    for_msi = msgspec.structs.replace(guest, high_resolution_timers=False)
+    assert "highres=off" in command_line(for_msi, platform).split()

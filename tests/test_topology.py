@@ -110,7 +110,7 @@ CARD = '[[devices]]\naddress = "0000:01:00.0"\ndescription = "card"\n'
 WRONG = [
     ('["0-7"', '["1-7"', 2, "no socket has CPU 0"),
     ('"8-15"]', '"7-15"]', 2, "CPU 7 is in two sockets"),
-    ('"8-15"]', '"8-N"]', 2, "'8-N': '8-N' is an open range"),
+    ('"8-15"]', '"8-N"]', 2, "cpu-list: '8-N': '8-N' is an open range"),
     ('cpus = "8-15"', 'cpus = "8-14"', 5, "CPU 15 is in no node"),
     ('cpus = "8-15"', 'cpus = "7-15"', 12, "node 1: CPU 7 is in node 0, too"),
     ('cpus = "8-15"', 'cpus = "8-16"', 12, "node 1: CPU 16 is in no socket"),
