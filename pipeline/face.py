@@ -56,7 +56,8 @@ def guarded(call: Callable[[], Any]) -> int:
         session().display.failed("", error)
         return error.exit_status
     except (CmdParseError, InvalidCommand, InvalidDodoFile, InvalidTask) as error:
-        text = " ".join(str(error).split())
+        # doit's parser ends its messages with its own data structures
+        text = " ".join(str(error).split()).partition(" (parsing options")[0]
         print(f"error: {text}\n  `doit list` names the tasks, `doit help` the commands", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -101,7 +102,10 @@ class Face(Command):  # type: ignore[misc]  # doit has no types
         return guarded(lambda: self.perform(params, args))
 
     def parse_execute(self, in_args: list[str]) -> int:
-        """Refuse bad options with a line and status 2."""
+        """Refuse bad options with a line and status 2; `--help` tells what there is."""
+        if "--help" in in_args:
+            print(self.help())
+            return 0
         return guarded(lambda: super(Face, self).parse_execute(in_args))
 
     def perform(self, params: dict[str, Any], args: list[str]) -> int | None:

@@ -259,11 +259,16 @@ class _Placing:
         alternatives = self._other_pins(name, guest)
         pins = _existing(topology, text, name, "pins", alternatives)
 
+        most = max(sum(map(len, self._free_cores(group))) for group in self.groups)
+        fitting = most > guest.housekeeping_vcpus and most < guest.vcpus
+
         def refuse(rule: str, message: str, *more: str, key: str = "pins") -> PlanError:
             return PlanError(
                 rule,
                 f"pins = {text!r}: {message}",
-                "give it fewer vCPUs, or other guests other CPUs",
+                f"write vcpus = {most} and take pins out"
+                if fitting
+                else "give it fewer vCPUs, or other guests other CPUs",
                 subject=name,
                 keys=(key,),
                 alternatives=[*alternatives, *more],

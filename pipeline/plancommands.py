@@ -54,6 +54,8 @@ class Topology(Face):
         root = Path(params["sysroot"])
         if not root.is_dir():
             raise UserError(f"there is no directory {root}", "name one that has sys/ and proc/")
+        if not params["description"].isprintable():
+            raise UserError("--description has a control character", "write one line of text")
         if params["memory"] < 0:
             raise UserError(f"--memory {params['memory']} is no memory", "write a number of MiB")
         recording = machine.record(

@@ -16,7 +16,10 @@ from pipeline.planpicture import svg
 from pipeline.planview import draw, text
 from pipeline.recipes import Platform
 
-_PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BEGIN, _END = "<!-- generated:", "<!-- end -->"
+_PART = re.compile(rf"({_BEGIN} ([\w-]+) -->\n)(?:(?!{_BEGIN}).)*?({_END})", re.DOTALL)
+#: Parts that every page has.
+_NEEDED = ("plan", "command-line")
 
 
 def pages(
@@ -36,13 +39,21 @@ def pages(
         )
     title = f"The CPU plan of {name}"
     found = _parts(platform, plan, title, command_line)
+    written = page.read_text()
+    named = [match[2] for match in _PART.finditer(written)]
+    if not len(named) == written.count(_BEGIN) == written.count(_END):
+        raise UserError(
+            f"{shown}: a generated part has no end, or an end no part", f"write {_END} after each"
+        )
+    if lacking := [part for part in _NEEDED if part not in named]:
+        raise UserError(f"{shown} has no part {lacking[0]}", f"add {_BEGIN} {lacking[0]} --> and {_END}")
 
     def replaced(match: re.Match[str]) -> str:
         if match[2] not in found:
             raise UserError(f"{shown}: nothing generates {match[2]}", f"there are: {', '.join(found)}")
         return f"{match[1]}\n{found[match[2]]}\n{match[3]}"
 
-    return {page: _PART.sub(replaced, page.read_text()), page.with_suffix(".svg"): svg(plan, title)}
+    return {page: _PART.sub(replaced, written), page.with_suffix(".svg"): svg(plan, title)}
 
 
 def _parts(

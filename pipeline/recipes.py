@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -26,7 +26,7 @@ Unit = Annotated[
 #: A name of qemu's for an emulated machine, such as `x86_64-softmmu`.
 QemuTarget = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9_]+-softmmu\Z")]
 Arch = Literal["amd64"]
-Line = Annotated[str, msgspec.Meta(pattern=r"\A[^\n]*\Z", min_length=1)]
+Line = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z")]
 Mac = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f][02468ace](:[0-9a-f]{2}){5}\Z")]
 #: A network interface's name: what the kernel allows (15 bytes), and no shell would trip over.
 Interface = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\Z")]
@@ -178,7 +178,7 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     description: Line
     platform: Name
     vcpus: Annotated[int, msgspec.Meta(ge=2, le=288)]
-    housekeeping_vcpus: Annotated[int, msgspec.Meta(ge=0)]  # what it must be is a rule of the plan
+    housekeeping_vcpus: Annotated[int, msgspec.Meta(ge=0, le=288)]  # what it must be is a rule of the plan
     memory_mib: Annotated[int, msgspec.Meta(ge=MIN_GUEST_MIB)]
     hugepages: Literal["none", "2M", "1G"] = "none"
     pins: CpuList | None = None
@@ -273,8 +273,48 @@ def load(root: Path) -> Recipes:
                 f"write one of: {', '.join(loaded.topologies)}; or record one: "
                 f"doit topology > recipes/topologies/{platform.topology}.toml",
             )
+        _check_shared(root, loaded.guests_of(name), loaded.topologies[platform.topology])
         loaded.plans[name] = plan_of(root, loaded, name, platform.topology)
     return loaded
+
+
+def _check_shared(root: Path, guests: Mapping[str, Guest], topology: Topology) -> None:
+    """Refuse what two guests of one host, or one twice, would both take: devices, tap devices, ports, addresses."""
+    owners: dict[tuple[str, str], str] = {}
+    numbers: dict[str, dict[int | None, str]] = {}
+    for name, guest in guests.items():
+        path = root / "recipes" / "guests" / f"{name}.toml"
+
+        def refuse(what: str, owner: str, *keys: str, path: Path = path) -> UserError:
+            return UserError(
+                f"{_place(path, root, *keys)}: {what} is guest {owner}'s already", "give each guest its own"
+            )
+
+        for index, network in enumerate(guest.networks):
+            for key in ("name", "ssh_port", "mac"):
+                if (value := getattr(network, key, None)) is not None:
+                    owner = owners.setdefault((key, str(value)), f"{name}/{index}")
+                    if owner != f"{name}/{index}":
+                        raise refuse(f"{key} = {value}", owner.partition("/")[0], "networks", str(index), key)
+        for index, device in enumerate(guest.devices):
+            keys = ("devices", str(index))
+            whole = isinstance(device, Function)
+            address = device.address if isinstance(device, Function) else device.physical
+            number = None if isinstance(device, Function) else device.number
+            known = next((each for each in topology.devices if each.address == address), None)
+            if number is not None and known is not None and number >= known.virtual_functions:
+                raise UserError(
+                    f"{_place(path, root, *keys, 'number')}: "
+                    f"{address} has {known.virtual_functions} virtual functions",
+                    f"write number = {known.virtual_functions - 1} or less"
+                    if known.virtual_functions
+                    else "name a function that has some, or pass it through as a whole",
+                )
+            taken = numbers.setdefault(address, {})
+            if taken and (whole or None in taken or number in taken):
+                what = address if whole or None in taken else f"virtual function {number} of {address}"
+                raise refuse(what, next(iter(taken.values())), *keys)
+            taken[number] = name
 
 
 def plan_of(root: Path, loaded: Recipes, platform: str, topology: str) -> HostPlan:
@@ -309,6 +349,8 @@ def read(path: Path, kind: type[T], root: Path) -> T:
         text = path.read_text()
     except FileNotFoundError:
         raise UserError(f"{shown} is missing", "restore it with git") from None
+    except OSError as error:
+        raise UserError(f"{shown}: {error.strerror}", "make it a readable file, or remove it") from None
     except UnicodeDecodeError:
         raise UserError(f"{shown} is not UTF-8 text", "save it as UTF-8") from None
     try:
@@ -329,7 +371,10 @@ def read(path: Path, kind: type[T], root: Path) -> T:
                 f"{_place(path, root, *keys)}: unknown key {unknown[1]}", f"known keys here: {fields}"
             ) from None
         reason = reason[0].lower() + reason[1:]
-        raise UserError(f"{_place(path, root, *keys)}: {'.'.join(keys) or 'recipe'}: {reason}", "") from None
+        raise UserError(
+            f"{_place(path, root, *keys)}: {'.'.join(keys) or 'recipe'}: {reason}",
+            f"keys here: {', '.join(_fields(kind, keys[:-1]))}",
+        ) from None
 
 
 def _fields(kind: Any, keys: list[str]) -> list[str]:

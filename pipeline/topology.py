@@ -14,7 +14,7 @@ import msgspec
 
 from pipeline.errors import UserError
 
-Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\n]*\Z", min_length=1)]
+Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z")]
 #: CPU numbers in the kernel's list format: `0-3,8`.
 CpuList = Annotated[str, msgspec.Meta(min_length=1)]
 #: A PCI function: domain, bus, device, function, as sysfs names it.
@@ -44,6 +44,10 @@ def parse_cpulist(text: str) -> tuple[int, ...]:
             raise TopologyError(
                 f"{text!r}: {part!r} is {'an open range' if open_range else 'not a CPU number or range'}",
                 "write every range with its last CPU: 1-3,8",
+            )
+        if max(len(first), len(last)) > len(str(MAX_CPU)):
+            raise TopologyError(
+                f"there is no CPU {part.strip()[:40]}", f"CPUs are numbered 0-{MAX_CPU} at most"
             )
         run = range(int(first), int(last or first) + 1)
         if not run:

@@ -233,7 +233,12 @@ def test_guests_that_keep_the_plan_are_green(tree: Tree) -> None:
         ),
         (remove("/proc/irq"), "interrupts", "/proc/irq has no interrupts", "as root"),
         # programs
-        (program("2"), "other programs", "stress (x) (thread 4242, other, CPUs 2)", "taskset -cp 0,4"),
+        (
+            program("2"),
+            "other programs",
+            "stress (x) (thread 4242, other, CPUs 2, last on 0)",
+            "taskset -cp 0,4",
+        ),
         (program("0-7", last=2), "other programs", "CPUs 0-7", "taskset"),
         (program("1-2", last=3), "other programs", "CPUs 1-2", "taskset"),
         (program("0-7", 1, 50), "real-time programs", "fifo 50, CPUs 0-7", "taskset"),
@@ -310,7 +315,10 @@ def test_programs_that_are_only_allowed_there_are_told(tree: Tree) -> None:
     found = tree.audit()
     assert bad(found) == {}
     finding = only(found, "programs allowed there")
-    assert (finding.level, finding.got) == (findings.WARN, "stress (x) (thread 4242, other, CPUs 0-7)")
+    assert (finding.level, finding.got) == (
+        findings.WARN,
+        "stress (x) (thread 4242, other, CPUs 0-7, last on 0)",
+    )
 
 
 def test_one_guest_alone_can_be_audited(tree: Tree) -> None:
@@ -324,7 +332,8 @@ def test_one_guest_alone_can_be_audited(tree: Tree) -> None:
 def test_another_guests_thread_on_a_guests_cpu_is_found_from_both_sides(tree: Tree) -> None:
     tree.thread(PLAIN, PLAIN + 4, "CPU 1/KVM", "2", policy=1, priority=1)
     assert (
-        "CPU 1/KVM (thread 1304 of 1300, fifo 1, CPUs 2)" in bad(tree.audit("rt"))["real-time programs"].got
+        "CPU 1/KVM (thread 1304 of 1300, fifo 1, CPUs 2, last on 2)"
+        in bad(tree.audit("rt"))["real-time programs"].got
     )
     assert "plain: vCPU 1" in bad(tree.audit("plain"))
 

@@ -96,7 +96,7 @@ def test_devices_are_taken_and_given_back(
     ]
     assert (run.run_dir / "journal").read_text().splitlines() == [
         f"remove_vfs {PF}",
-        "link_down enp1s0",
+        f"link_down enp1s0 {PF}",
         f"give_back {NIC} e1000e",
         f"give_back {VF} igbvf",
     ]
@@ -135,6 +135,34 @@ def test_what_a_killed_script_left_is_undone(
         assert not [word for word in qemu_arguments(built) if word.startswith("vfio")]
         is_as_before(board)
     assert done.returncode == 0
+
+
+def test_what_another_guest_uses_is_left_to_it(
+    built: Path, board: PretendSysfs, started: Callable[..., Run]
+) -> None:
+    """Virtual functions and the link are removed by the last guest that has one, whoever made them."""
+    first = started(**on(board))
+    other = "0000:01:10.0"
+    device = f"sys/bus/pci/devices/{other}"
+    board.write(f"{device}/driver_override", "vfio-pci")
+    board.write(f"{device}/driver/unbind", other)
+    until(lambda: board.bound(other) == "", "the other VF to leave its driver")
+    board.write("sys/bus/pci/drivers_probe", other)
+    until(lambda: board.bound(other) == "vfio-pci", "the other VF to be another guest's")
+    assert first.end(signal.SIGTERM) == 0
+    assert "the virtual functions of 0000:01:00.0 stay" in first.messages.read_text()
+    assert board.read(f"sys/bus/pci/devices/{PF}/sriov_numvfs") == "2"
+    assert "link set dev enp1s0 down" not in ip_log(board)
+    board.write(f"{device}/driver/unbind", other)
+    until(lambda: board.bound(other) == "", "the other guest to end")
+    second = started(**on(board))
+    journal = (second.run_dir / "journal").read_text().splitlines()
+    assert journal[:2] == [f"remove_vfs {PF}", "set_vf enp1s0 1 52:54:00:00:00:01 5"]
+    assert f"link_down enp1s0 {PF}" in journal
+    assert second.end(signal.SIGTERM) == 0
+    until(lambda: board.read(f"sys/bus/pci/devices/{PF}/sriov_numvfs") == "0", "the VFs to be removed")
+    assert "link set dev enp1s0 down" in ip_log(board)
+    assert not list(second.run_dir.parent.glob("made-*")) + list(second.run_dir.parent.glob("up-*"))
 
 
 def test_a_start_that_fails_gives_everything_back(built: Path, board: PretendSysfs) -> None:

@@ -438,8 +438,28 @@ def test_a_part_that_nothing_generates_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no docs/platforms/canoe-pass.md"):
         generated("canoe-pass", tmp_path)
     page.parent.mkdir(parents=True)
-    page.write_text("<!-- generated: weather -->\nold\n<!-- end -->\n")
+    whole = "".join(f"<!-- generated: {part} -->\n<!-- end -->\n" for part in ("plan", "command-line"))
+    page.write_text(whole + "<!-- generated: weather -->\nold\n<!-- end -->\n")
     with pytest.raises(UserError, match="nothing generates weather"):
+        generated("canoe-pass", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("by hand\n", "has no part plan"),
+        (
+            "<!-- generated: plan -->\nno end\n<!-- generated: bios -->\n<!-- end -->\n",
+            "a generated part has no end",
+        ),
+        ("<!-- end -->\n", "a generated part has no end, or an end no part"),
+    ],
+)
+def test_a_page_that_would_lose_text_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    page = tmp_path / "docs/platforms/canoe-pass.md"
+    page.parent.mkdir(parents=True)
+    page.write_text(text)
+    with pytest.raises(UserError, match=said):
         generated("canoe-pass", tmp_path)
 
 

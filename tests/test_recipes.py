@@ -297,3 +297,47 @@ def test_a_guest_without_high_resolution_timers_says_so_to_its_kernel() -> None:
     assert "highres" not in command_line(guest, platform)
     for_msi = msgspec.structs.replace(guest, high_resolution_timers=False)
     assert "highres=off" in command_line(for_msi, platform).split()
+
+
+TAKEN = [
+    ('kind = "pci"\naddress = "0000:60:00.0"', "0000:60:00.0 is guest a's already"),
+    ('kind = "vf"\nphysical = "0000:60:00.0"\nnumber = 1', "virtual function 1 of 0000:60:00.0 is guest a's"),
+    ('kind = "vf"\nphysical = "0000:60:00.0"\nnumber = 200', "0000:60:00.0 has 64 virtual functions"),
+    ('kind = "vf"\nphysical = "0000:1a:00.0"\nnumber = 0', "0000:1a:00.0 has 0 virtual functions"),
+]
+
+
+@pytest.fixture
+def two_guests(tmp_path: Path) -> Path:
+    """A checkout in which two guests share a machine that is known well; the first has a virtual function."""
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    recipes = tmp_path / "recipes"
+    platform = recipes / "platforms" / "qemu-q35.toml"
+    platform.write_text(platform.read_text().replace('topology = "qemu-q35"', 'topology = "xeon-2s-smt"'))
+    guest = (recipes / "guests" / "rt-guest.toml").read_text()
+    (recipes / "guests" / "rt-guest.toml").unlink()
+    device = '[[devices]]\nkind = "vf"\nphysical = "0000:60:00.0"\nnumber = 1\n\n'
+    network = '[[networks]]\nkind = "tap"\nname = "tap0"\n\n'
+    (recipes / "guests" / "a.toml").write_text(guest.replace("[image]", device + network + "[image]"))
+    (recipes / "guests" / "b.toml").write_text(guest)
+    load(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("device", "said"), TAKEN)
+def test_a_device_goes_to_one_guest(two_guests: Path, device: str, said: str) -> None:
+    recipe = two_guests / "recipes/guests/b.toml"
+    recipe.write_text(recipe.read_text().replace("[image]", f"[[devices]]\n{device}\n\n[image]"))
+    with pytest.raises(UserError) as caught:
+        load(two_guests)
+    assert said in caught.value.message
+    assert caught.value.message.startswith("recipes/guests/b.toml:")
+    assert caught.value.hint
+
+
+def test_a_tap_device_goes_to_one_guest(two_guests: Path) -> None:
+    recipe = two_guests / "recipes/guests/b.toml"
+    network = '[[networks]]\nkind = "tap"\nname = "tap0"\n\n'
+    recipe.write_text(recipe.read_text().replace("[image]", network + "[image]"))
+    with pytest.raises(UserError, match="name = tap0 is guest a's already"):
+        load(two_guests)

@@ -35,7 +35,7 @@ TEMPLATES = ROOT / tuning.TEMPLATES
 #: Files that name CPUs, and how, as `spellings` has it; no other file does.
 NAME_CPUS = {
     "etc/default/grub.d/50-virt-rt.cfg": {"isolated", "housekeeping"},
-    "usr/lib/tuned/profiles/virt-rt/tuned.conf": {"isolated", "housekeeping", "mask"},
+    "usr/lib/tuned/profiles/virt-rt/tuned.conf": {"isolated", "housekeeping"},
     "usr/libexec/virt-rt/bootloader-bls": {"isolated", "housekeeping"},
     "usr/libexec/virt-rt/irq-affinity": {"isolated one by one", "housekeeping"},
     "usr/libexec/virt-rt/settings": {"mask"},
@@ -812,7 +812,8 @@ class Grubby:
 
     def run(self, script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a script that uses grubby."""
-        return run(script, *arguments, path=self.path, GRUBBY_STATE=str(self.state))
+        before = str(self.state.with_name("before"))
+        return run(script, *arguments, path=self.path, GRUBBY_STATE=str(self.state), BEFORE=before)
 
 
 @pytest.fixture
@@ -837,6 +838,24 @@ def test_rpm_systems_get_the_parameters_and_a_plain_copy(tree: Path, grubby: Gru
         assert copy["initrd"] == "/boot/initramfs-6.12.107-rt.img"
     assert grubby.run(script, "undo").returncode == 0
     assert grubby.entries == before
+
+
+def test_values_that_the_plans_replaced_are_in_the_plain_copy_and_come_back(
+    tree: Path, grubby: Grubby
+) -> None:
+    entries = grubby.entries
+    for entry in entries:
+        entry["args"] = "ro isolcpus=2 intel_iommu=off quiet"
+    grubby.state.write_text(json.dumps(entries))
+    script = tree / "usr/libexec/virt-rt/bootloader-bls"
+    for _ in range(2):
+        assert grubby.run(script, "apply").returncode == 0
+        assert "intel_iommu=on" in grubby.entries[0]["args"].split()
+        assert set(grubby.entries[-1]["args"].split()) == {"ro", "quiet", "isolcpus=2", "intel_iommu=off"}
+    assert grubby.run(script, "undo").returncode == 0
+    assert [set(entry["args"].split()) for entry in grubby.entries] == [
+        set(entry["args"].split()) for entry in entries
+    ]
 
 
 def test_the_plain_copy_is_never_copied(tree: Path, grubby: Grubby) -> None:
@@ -881,6 +900,7 @@ def test_apply_enables_the_units_and_writes_the_entries(tree: Path, commands: Pa
     done = run(tree / "usr/sbin/virt-rt-tuning", "apply", path=commands, ROOT=str(tree))
     assert done.returncode == 0, done.stderr
     assert called(commands) == [
+        "tuned-adm active",
         "systemctl daemon-reload",
         "systemctl enable virt-rt-hugepages.service virt-rt-settings.service virt-rt-irq-affinity.service",
         "update-grub",
@@ -894,11 +914,27 @@ def test_apply_leaves_to_tuned_what_its_profile_has(tree: Path, commands: Path) 
     assert not (tree / "etc/sysctl.d/90-virt-rt.conf").exists()
     assert called(commands) == [
         "systemctl daemon-reload",
-        "systemctl enable virt-rt-hugepages.service virt-rt-irq-affinity.service",
-        "systemctl disable virt-rt-settings.service",
+        "systemctl enable virt-rt-hugepages.service virt-rt-settings.service virt-rt-irq-affinity.service",
         "tuned-adm profile virt-rt",
         "update-grub",
     ]
+
+
+def test_apply_after_tuned_wants_back_what_tuned_had_taken_over(tree: Path, commands: Path) -> None:
+    tool = tree / "usr/sbin/virt-rt-tuning"
+    assert run(tool, "apply", "--tuned", path=commands, ROOT=str(tree)).returncode == 0
+    before = called(commands)
+    done = run(tool, "apply", path=commands, ROOT=str(tree))
+    assert done.returncode == 2
+    assert "/etc/default/grub.d/50-virt-rt.cfg is missing" in done.stderr
+    assert called(commands) == [*before, "tuned-adm active"]
+
+
+def test_apply_waits_for_tuned(tree: Path, commands: Path) -> None:
+    executable(commands / "tuned-adm", "#!/bin/sh\necho Current active profile: virt-rt\n")
+    done = run(tree / "usr/sbin/virt-rt-tuning", "apply", path=commands, ROOT=str(tree))
+    assert done.returncode == 2
+    assert "tuned-adm profile balanced" in done.stderr
 
 
 def test_remove_takes_away_every_file_and_nothing_else(tree: Path, commands: Path) -> None:

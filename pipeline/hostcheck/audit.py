@@ -111,7 +111,8 @@ def strangers(machine: Machine, plan: Plan, chosen: Sequence[Guest]) -> Iterator
         for thread in machine.threads(pid) if pid not in own else ():
             if thread.kernel or thread.state in ("Z", "X") or not set(thread.cpus) & owned:
                 continue
-            text = f"{thread.name} ({_process(thread)}, {thread.schedule}, CPUs {cpulist(thread.cpus)})"
+            where = f"CPUs {cpulist(thread.cpus)}, last on {thread.last}"
+            text = f"{thread.name} ({_process(thread)}, {thread.schedule}, {where})"
             if thread.policy in REALTIME:
                 realtime.append(text)
             elif set(thread.cpus) <= owned or thread.last in owned:

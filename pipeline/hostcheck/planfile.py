@@ -130,7 +130,7 @@ def load(path: Path) -> Plan:
         raise PlanFileError(f"{path} is not there") from None
     except OSError as error:
         raise PlanFileError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PlanFileError(f"{path} is not JSON: {error}") from None
     try:
         return _plan(_Object(data, ""))
@@ -230,6 +230,11 @@ def _plan(data: _Object) -> Plan:
         raise _WrongError("cpus, housekeeping or isolated is empty")
     if sorted((*made.housekeeping, *made.isolated)) != list(made.cpus):
         raise _WrongError("housekeeping and isolated are not together cpus")
+    if not made.command_line:
+        raise _WrongError("command_line is empty: it would isolate nothing")
+    for guest in made.guests:
+        if not {*guest.emulator, *(vcpu.cpu for vcpu in guest.vcpus)} <= set(made.cpus):
+            raise _WrongError(f"guests.{guest.name} has CPUs that are not among cpus")
     return made
 
 

@@ -18,6 +18,8 @@ from .planfile import HugePages, Plan, Setting
 
 _CPU = "/sys/devices/system/cpu"
 _VENDORS = ("kvm_intel", "kvm_amd")
+#: The module that is for CPUs of another make, by the `vendor_id` of /proc/cpuinfo.
+_FOREIGN = {"GenuineIntel": "kvm_amd", "AuthenticAMD": "kvm_intel", "HygonGenuine": "kvm_intel"}
 _BOOT_ENTRY = "boot the entry that the tuning installs, not the fallback; see /proc/cmdline"
 #: Where a unit's file may be (systemd.unit(5)).
 _UNIT_DIRECTORIES = (
@@ -180,7 +182,8 @@ def module_parameters(machine: Machine, plan: Plan) -> Iterator[Finding]:
     Of the two modules that drive a CPU's virtualization only the one for this CPU may be expected, and it must
     be there, whatever the plan says of their absence.
     """
-    foreign = "kvm_amd" if "svm" not in machine.flags else "kvm_intel" if "vmx" not in machine.flags else ""
+    vendor = machine.cpuinfo[0].get("vendor_id", "") if machine.cpuinfo else ""
+    foreign = _FOREIGN.get(vendor, "")
     for each in plan.module_parameters:
         module, _, parameter = each.name.partition("/")
         name = f"module {module}.{parameter}"
