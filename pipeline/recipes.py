@@ -371,9 +371,10 @@ def read(path: Path, kind: type[T], root: Path) -> T:
                 f"{_place(path, root, *keys)}: unknown key {unknown[1]}", f"known keys here: {fields}"
             ) from None
         reason = reason[0].lower() + reason[1:]
+        # of what is missing, all names help; a value of the wrong kind is told by what was expected
+        hint = f"keys here: {', '.join(_fields(kind, keys))}" if "missing required" in reason else ""
         raise UserError(
-            f"{_place(path, root, *keys)}: {'.'.join(keys) or 'recipe'}: {reason}",
-            f"keys here: {', '.join(_fields(kind, keys[:-1]))}",
+            f"{_place(path, root, *keys)}: {'.'.join(keys) or 'recipe'}: {reason}", hint
         ) from None
 
 
