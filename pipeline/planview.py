@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from pipeline.cpuplan import HUGEPAGES, HostPlan, Placement
-from pipeline.recipes import line_of
+from pipeline.recipefile import line_of
 from pipeline.topology import Node, cpulist
 
 if TYPE_CHECKING:

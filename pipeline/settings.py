@@ -16,7 +16,8 @@ import msgspec
 
 from pipeline.cpuplan import HostPlan, affinity_mask
 from pipeline.errors import UserError
-from pipeline.recipes import Line, Name, Platform, Unit, line_of, read
+from pipeline.recipefile import line_of, read
+from pipeline.recipes import Line, Name, Platform, Unit
 from pipeline.topology import cpulist
 
 RECIPE = "recipes/tuning.toml"

@@ -12,7 +12,8 @@ import pytest
 from pipeline.cpuplan import RULES
 from pipeline.errors import UserError
 from pipeline.image import command_line
-from pipeline.recipes import Builder, Guest, line_of, load, read
+from pipeline.recipefile import line_of, read
+from pipeline.recipes import Builder, Guest, load
 
 ROOT = Path(__file__).resolve().parent.parent
 
