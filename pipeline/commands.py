@@ -16,7 +16,6 @@ from pipeline.display import duration
 from pipeline.errors import UserError
 from pipeline.face import JSON_OPTION, Face, action_names, guarded, one_action, session
 from pipeline.plan import State
-from pipeline.planview import warnings
 from pipeline.reporter import Reporter
 from pipeline.tasks import Session
 
@@ -72,7 +71,9 @@ def _tell_warnings(current: Session, names: list[str]) -> None:
     project = current.project
     places = {(project.graph[name].place or "").partition("/")[0] for name in names}
     for platform, plan in project.recipes.plans.items():
-        if platform in places:
+        if platform in places and plan.warnings:
+            from pipeline.planview import warnings  # few plans have any
+
             for line in warnings(project.root, plan):
                 current.display.note(line)
 

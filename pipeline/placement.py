@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.cpuplan import (
@@ -83,7 +83,7 @@ def _plan(topology: Topology, guests: Mapping[str, GuestRequest], housekeeping_c
 
 
 def _existing(
-    topology: Topology, text: str, subject: str, key: str, alternatives: Sequence[str]
+    topology: Topology, text: str, subject: str, key: str, alternatives: Callable[[], Sequence[str]]
 ) -> tuple[int, ...]:
     """CPUs of a list in a recipe, in the order written; all exist."""
     try:
@@ -95,7 +95,7 @@ def _existing(
             error.hint,
             subject=subject,
             keys=(key,),
-            alternatives=alternatives,
+            alternatives=alternatives(),
         ) from None
     if unknown := [cpu for cpu in cpus if cpu not in topology.socket_of]:
         raise PlanError(
@@ -104,7 +104,7 @@ def _existing(
             f"name some of {cpulist(topology.cpus)}",
             subject=subject,
             keys=(key,),
-            alternatives=alternatives,
+            alternatives=alternatives(),
         )
     return cpus
 
@@ -117,7 +117,7 @@ def _housekeeping(topology: Topology, asked: str | None) -> tuple[int, ...]:
     if asked is None:
         cpus = firsts
     else:
-        cpus = set(_existing(topology, asked, "platform", key, [default]))
+        cpus = set(_existing(topology, asked, "platform", key, lambda: [default]))
         _check_housekeeping(topology, asked, cpus)
     if cpus == set(topology.cpus):
         raise PlanError(
@@ -241,8 +241,12 @@ class _Placing:
 
         return fits[min(roomy, key=cost)]
 
+    def _most_free(self) -> int:
+        """How many CPUs are free where most are."""
+        return max(sum(map(len, self._free_cores(group))) for group in self.groups)
+
     def _no_cpus(self, name: str, guest: GuestRequest) -> PlanError:
-        most = max(sum(map(len, self._free_cores(group))) for group in self.groups)
+        most = self._most_free()
         what = "one socket" if len(self.groups) == len(self.topology.sockets) else "one node"
         return PlanError(
             "isolated-enough",
@@ -256,13 +260,11 @@ class _Placing:
     def _named(self, name: str, guest: GuestRequest, text: str) -> tuple[int, ...]:
         """The CPUs that a guest names, checked."""
         topology = self.topology
-        alternatives = self._other_pins(name, guest)
-        pins = _existing(topology, text, name, "pins", alternatives)
-
-        most = max(sum(map(len, self._free_cores(group))) for group in self.groups)
-        fitting = most > guest.housekeeping_vcpus and most < guest.vcpus
+        pins = _existing(topology, text, name, "pins", lambda: self._other_pins(name, guest))
 
         def refuse(rule: str, message: str, *more: str, key: str = "pins") -> PlanError:
+            most = self._most_free()
+            fitting = guest.housekeeping_vcpus < most < guest.vcpus
             return PlanError(
                 rule,
                 f"pins = {text!r}: {message}",
@@ -271,7 +273,7 @@ class _Placing:
                 else "give it fewer vCPUs, or other guests other CPUs",
                 subject=name,
                 keys=(key,),
-                alternatives=[*alternatives, *more],
+                alternatives=[*self._other_pins(name, guest), *more],
             )
 
         if guest.vcpus > len(self.isolated):
@@ -319,7 +321,7 @@ class _Placing:
             return near
         key = "emulator_cpus"
         instead = [f'{key} = "{cpulist(near)}"']
-        cpus = _existing(self.topology, guest.emulator_cpus, name, key, instead)
+        cpus = _existing(self.topology, guest.emulator_cpus, name, key, lambda: instead)
         if wrong := [cpu for cpu in cpus if cpu not in self.housekeeping]:
             busy = set(pins).union(*(guest.pins for guest in self.placed.values()))
             raise PlanError(

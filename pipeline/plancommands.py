@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,11 @@ class CpuPlan(Face):
         if sum(bool(params[key]) for key in ("as_json", "svg", "doc")) > 1:
             raise UserError("--json, --svg and --doc exclude each other", f"doit cpuplan {self.doc_usage}")
         project = session().project
-        platform = known_platform(project.recipes, name)
+        platform = project.recipes.platform(name)
         topology = params["topology"] or platform.topology
         plan, guests, notes = plan_on(project.root, project.recipes, name, topology)
         choices = chosen(project.root, name, platform, project.settings)
+        command_line = host_command_line(plan, project.settings, choices)
         title = f"{name} on {topology}: {plan.topology.description}"
         if params["as_json"] or params["svg"]:
             for note in notes:
@@ -113,29 +114,22 @@ class CpuPlan(Face):
         elif params["doc"]:
             if notes:
                 raise UserError("a page shows the platform's own topology", f"doit cpuplan {name} --doc")
-            self._write_doc(name, platform, plan)
+            self._write_doc(name, platform, plan, command_line)
         else:
-            parameters = [word for word, _ in host_command_line(plan, project.settings, choices)]
+            parameters = [word for word, _ in command_line]
             notes += [f"warning: {line}" for line in planview.warnings(project.root, plan)]
             planview.show(plan, title, sys.stdout, parameters, notes)
 
-    def _write_doc(self, name: str, platform: Platform, plan: HostPlan) -> None:
+    def _write_doc(
+        self, name: str, platform: Platform, plan: HostPlan, command_line: Sequence[tuple[str, str]]
+    ) -> None:
         from pipeline.platformdoc import pages
 
         project = session().project
-        choices = chosen(project.root, name, platform, project.settings)
-        command_line = host_command_line(plan, project.settings, choices)
         for path, content in pages(project.root, name, platform, plan, command_line).items():
             if not path.is_file() or path.read_text() != content:
                 write_atomically(path, content.encode())
                 print(f"wrote {path.relative_to(project.root)}")
-
-
-def known_platform(recipes: Recipes, name: str) -> Platform:
-    """The platform of that name; a `UserError` names those that there are."""
-    if name not in recipes.platforms:
-        raise UserError(f"there is no platform {name}", f"write one of: {', '.join(recipes.platforms)}")
-    return recipes.platforms[name]
 
 
 def plan_on(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from pipeline.cpuplan import HUGEPAGES, HostPlan, Placement
-from pipeline.recipefile import line_of
+from pipeline.recipefile import place_of
 from pipeline.topology import Node, cpulist
 
 if TYPE_CHECKING:
@@ -137,8 +137,7 @@ def warnings(root: Path, plan: HostPlan) -> list[str]:
     """
     lines = []
     for each in plan.warnings:
-        recipe = root / "recipes" / "guests" / f"{each.subject}.toml"
-        place = f"{recipe.relative_to(root)}:{line_of(recipe.read_text(), list(each.keys))}"
+        place = place_of(root / "recipes" / "guests" / f"{each.subject}.toml", root, *each.keys)
         lines.append(f"{place}: {each.advice}: {each.message}; {each.hint}")
     return lines
 

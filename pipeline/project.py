@@ -91,10 +91,7 @@ class Project:
 
     def products(self, platform: str) -> tuple[str, ...]:
         """Names of all products of a platform, in build order."""
-        if platform not in self.recipes.platforms:
-            raise UserError(
-                f"there is no platform {platform}", f"write one of: {', '.join(self.recipes.platforms)}"
-            )
+        self.recipes.platform(platform)
         prefix = f"{platform}/"
         return tuple(a.name for a in self.graph if a.place is not None and a.place.startswith(prefix))
 

@@ -6,7 +6,7 @@ Unknown keys and wrong types are refused with the file, the line and what was ex
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -218,6 +218,12 @@ class Recipes(msgspec.Struct, frozen=True, kw_only=True):
     guests: dict[str, Guest]
     plans: dict[str, HostPlan]
 
+    def platform(self, name: str) -> Platform:
+        """The platform of that name; a `UserError` names those that there are."""
+        if name not in self.platforms:
+            raise UserError(f"there is no platform {name}", f"write one of: {', '.join(self.platforms)}")
+        return self.platforms[name]
+
     def guests_of(self, platform: str) -> dict[str, Guest]:
         """The guests of a platform, by name."""
         return {name: guest for name, guest in self.guests.items() if guest.platform == platform}
@@ -252,7 +258,11 @@ def load(root: Path) -> Recipes:
                     "name the file with lower-case letters, digits and '-' only",
                 )
     for name, topology in loaded.topologies.items():
-        _checked(root, f"topologies/{name}.toml", topology.check)
+        try:
+            topology.check()
+        except TopologyError as error:
+            place = place_of(root / "recipes" / "topologies" / f"{name}.toml", root, *error.keys)
+            raise UserError(f"{place}: {error.message}", error.hint) from None
     for name, guest in loaded.guests.items():
         path = root / "recipes" / "guests" / f"{name}.toml"
         if guest.platform not in loaded.platforms:
@@ -329,14 +339,5 @@ def plan_of(root: Path, loaded: Recipes, platform: str, topology: str) -> HostPl
     except PlanError as error:
         of_platform = error.subject == "platform"
         recipe = f"platforms/{platform}.toml" if of_platform else f"guests/{error.subject}.toml"
-        place = place_of(root / "recipes" / recipe, root, *error.keys)
-        raise UserError(f"{place}: {error.message}", error.hint) from None
-
-
-def _checked(root: Path, recipe: str, check: Callable[[], object]) -> None:
-    """Run a check of a recipe's lists of CPUs; a UserError names the line."""
-    try:
-        check()
-    except TopologyError as error:
         place = place_of(root / "recipes" / recipe, root, *error.keys)
         raise UserError(f"{place}: {error.message}", error.hint) from None

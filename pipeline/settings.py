@@ -16,7 +16,7 @@ import msgspec
 
 from pipeline.cpuplan import HostPlan, affinity_mask
 from pipeline.errors import UserError
-from pipeline.recipefile import line_of, read
+from pipeline.recipefile import place_of, read
 from pipeline.recipes import Line, Name, Platform, Unit
 from pipeline.topology import cpulist
 
@@ -97,10 +97,9 @@ def load(root: Path) -> Table:
     """Read the recipe below the checkout `root`; a UserError names file, line and what was expected."""
     path = root / RECIPE
     outline = read(path, _Outline, root)
-    text = path.read_text()
 
     def refuse(keys: Sequence[str], message: str, hint: str) -> UserError:
-        return UserError(f"{RECIPE}:{line_of(text, list(keys))}: {'.'.join(keys)}: {message}", hint)
+        return UserError(f"{place_of(path, root, *keys)}: {'.'.join(keys)}: {message}", hint)
 
     def convert(data: object, kind: type[Any], keys: Sequence[str]) -> Any:
         try:
@@ -161,9 +160,8 @@ def chosen(root: Path, name: str, platform: Platform, table: Table) -> tuple[str
     """The choices of a platform; a UserError names the line of one that does not exist."""
     for index, choice in enumerate(platform.choices):
         if choice not in table.choices:
-            path = f"recipes/platforms/{name}.toml"
-            line = line_of((root / path).read_text(), ["choices", str(index)])
-            raise _unknown(choice, table, f"{path}:{line}: ")
+            place = place_of(root / "recipes" / "platforms" / f"{name}.toml", root, "choices", str(index))
+            raise _unknown(choice, table, f"{place}: ")
     return platform.choices
 
 
