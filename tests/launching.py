@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -152,6 +153,16 @@ def heed_signals() -> None:
     """Undo what nohup and background jobs pass on: a shell cannot trap a signal that it was told to ignore."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
+
+
+def is_free(lock: Path) -> bool:
+    """Whether nobody holds a lock: a killed qemu does until the last of its threads is gone."""
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 class Run:
