@@ -122,7 +122,7 @@ def test_what_a_killed_script_left_is_undone(
     assert board.bound(NIC) == "vfio-pci"
     os.kill(run.qemu, signal.SIGKILL)
     until(lambda: not is_running(run.qemu), "qemu to be gone")
-    until(lambda: is_free(run.run_dir / "lock"), "qemu's threads to be gone")
+    until(lambda: is_free(run.run_dir / "lock"), "qemu's threads to be gone", seconds=60)
     if way == "--cleanup":
         done = launch(built, "kvmqemu.sh", "--cleanup", **on(board))
         assert "an earlier run was killed; undoing what it changed" in done.stderr
