@@ -281,6 +281,7 @@ class Executor:
         environment = {
             "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH,
             "JOBS": str(jobs()),
+            "ACTION_KEY": self.graph.keys[action.name],
             **action.environment,
         }
         if action.ccache:

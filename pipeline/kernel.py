@@ -76,7 +76,7 @@ def compile_kernel(
             Output("config"),
             Output("System.map"),
             Output("kernelrelease"),
-            *([Output("modules", "directory")] if modules else []),
+            *([Output("modules", "directory"), Output("headers", "directory")] if modules else []),
         ),
         remedy="where a symbol is named, mend the fragment that asks for it",
         resource="heavy",

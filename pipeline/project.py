@@ -19,6 +19,7 @@ from pipeline import (
     pool,
     qemu,
     recipes,
+    releaserecipe,
     settings,
     stack,
     tuning,
@@ -63,6 +64,11 @@ class Project:
     def settings(self) -> settings.Table:
         """How hosts are set."""
         return settings.load(self.root)
+
+    @cached_property
+    def release(self) -> releaserecipe.ReleaseRecipe:
+        """What the next release is called, and where it goes."""
+        return releaserecipe.load(self.root, self.environ)
 
     @cached_property
     def sources_lock(self) -> locks.SourcesLock:

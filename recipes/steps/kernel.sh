@@ -10,7 +10,10 @@
 #      FRAGMENTS       fragments in order, relative to kernel-configs/; later ones win
 #      CONTRACT        the contract, relative to kernel-configs/
 #      KERNEL_TARGETS  what make builds (bzImage modules)
-# Out: the kernel image under its own name (bzImage), config, System.map, kernelrelease, modules/ (lib/modules/<release>/...)
+#      ACTION_KEY      the step's own key: its first 12 digits end the kernel's release, so that two builds can be installed
+#                      beside each other
+# Out: the kernel image under its own name (bzImage), config, System.map, kernelrelease; with the target modules also
+#      modules/ (lib/modules/<release>/...) and headers/ (what drivers are built against out of tree)
 set -euo pipefail
 
 readonly source=/build/in/source configs=/build/in/kernel-configs obj=/build/work/obj
@@ -33,7 +36,7 @@ if [[ -n ${CCACHE_DIR:-} ]]; then
 fi
 
 kmake() {
-  make -C "$source" O="$obj" CC="$cc" HOSTCC="$cc" -j "$JOBS" "$@"
+  make -C "$source" O="$obj" CC="$cc" HOSTCC="$cc" LOCALVERSION="-${ACTION_KEY:0:12}" -j "$JOBS" "$@"
 }
 
 # Prints, for each "SYMBOL=wanted" line of $1, why the kernel's own kconfig does not grant it. config-prog lets our
@@ -72,9 +75,11 @@ cp "$image" "/build/out/${image##*/}"
 cp .config /build/out/config
 cp System.map /build/out/System.map
 kmake -s kernelrelease >/build/out/kernelrelease
-mkdir -p /build/out/modules
-if grep -q '^CONFIG_MODULES=y' .config; then
+if [[ " $KERNEL_TARGETS " == *" modules "* ]]; then
+  mkdir -p /build/out/modules
   kmake -s INSTALL_MOD_PATH=/build/out/modules INSTALL_MOD_STRIP=1 modules_install
   # The link to the object directory means nothing outside this container.
   rm -f "/build/out/modules/lib/modules/$(</build/out/kernelrelease)/build"
+  kmake -s run-command KBUILD_RUN_COMMAND="$source/scripts/package/install-extmod-build /build/out/headers"
+  cp .config /build/out/headers/.config
 fi
