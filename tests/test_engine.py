@@ -81,6 +81,7 @@ def test_a_step_sees_its_inputs_and_an_environment_from_nothing(
     names = {line.partition("=")[0] for line in seen if "=" in line}
     assert seen[0] == "content"
     assert names == {
+        "ACTION_KEY",
         "ASKED",
         "HOME",
         "HOSTNAME",

@@ -112,7 +112,8 @@ def test_the_kernel_has_the_configuration_that_was_asked_for(executor: Executor)
     config = path_of(executor, "kernel:pocket", "config").read_text()
     assert "CONFIG_PREEMPT_RT=y" in config
     release = path_of(executor, "kernel:pocket", "kernelrelease").read_text().strip()
-    assert re.fullmatch(r"\d+\.\d+\.\d+.*-rt-virt-pocket", release)
+    key = executor.graph.keys["kernel:pocket"]
+    assert re.fullmatch(rf"\d+\.\d+\.\d+.*-rt-virt-pocket-{key[:12]}", release)
     log = executor.result("kernel:pocket").log
     assert log is not None
     lines = executor.store.path(log.digest).read_text().splitlines()
