@@ -1,6 +1,6 @@
 """Run every benchmark and write benchmarks/results.md; exit status 1 when a target is missed.
 
-python -m benchmarks [--quick] [noop] [kernel] [restore]
+python -m benchmarks [--quick] [noop] [kernel] [restore] [apt] [yum]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.container import kernel_build
+from benchmarks.indexes import apt_index, yum_index
 from benchmarks.measure import ROOT, Row
 from benchmarks.noop import no_op
 from benchmarks.restore import restore
@@ -29,13 +30,17 @@ WORK = ROOT / "benchmarks" / ".work"
 def main() -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="ratios against plain tools")
-    parser.add_argument("names", nargs="*", metavar="BENCHMARK", help="noop, kernel, restore; default: all")
+    parser.add_argument(
+        "names", nargs="*", metavar="BENCHMARK", help="noop, kernel, restore, apt, yum; default: all"
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke run; results.md is left alone")
     asked = parser.parse_args()
     quick: bool = asked.quick
     benchmarks: dict[str, Callable[[Path], Row]] = {
         "noop": lambda work: no_op(work, 3 if quick else 15),
         "restore": lambda work: restore(work, 3 if quick else 15),
+        "apt": lambda work: apt_index(work, 3 if quick else 15, 50 if quick else 1000),
+        "yum": lambda work: yum_index(work, 3 if quick else 15, 50 if quick else 1000),
         # minutes each: one pair says enough about a ratio of a few percent
         "kernel": lambda work: kernel_build(work, 1, quick),
     }
