@@ -27,7 +27,7 @@ lint: ## ruff, mypy, import-linter, shellcheck, shfmt, codespell
 doctor: ## what is here, what is missing, what to do
 	@scripts/doctor
 
-bench: ## compare with plain doit, make and cp; writes benchmarks/results.md
+bench: ## compare with plain doit, make, cp, reprepro and createrepo_c; writes benchmarks/results.md
 	@scripts/setup test
 	$(BENCH)
 

@@ -1,6 +1,6 @@
 """Run every benchmark and write benchmarks/results.md; exit status 1 when a target is missed.
 
-python -m benchmarks [--quick] [noop] [kernel] [restore] [apt] [yum]
+python -m benchmarks [--quick] [noop] [kernel] [restore] [apt] [yum] [packages]
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from benchmarks.container import kernel_build
 from benchmarks.indexes import apt_index, yum_index
 from benchmarks.measure import ROOT, Row
 from benchmarks.noop import no_op
+from benchmarks.packaging import packaging
 from benchmarks.restore import restore
 from pipeline.errors import UserError, VirtRtError
 from pipeline.files import write_atomically
@@ -31,7 +32,7 @@ def main() -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="ratios against plain tools")
     parser.add_argument(
-        "names", nargs="*", metavar="BENCHMARK", help="noop, kernel, restore, apt, yum; default: all"
+        "names", nargs="*", metavar="BENCHMARK", help="noop, kernel, restore, apt, yum, packages; default: all"
     )
     parser.add_argument("--quick", action="store_true", help="a smoke run; results.md is left alone")
     asked = parser.parse_args()
@@ -41,6 +42,7 @@ def main() -> int:
         "restore": lambda work: restore(work, 3 if quick else 15),
         "apt": lambda work: apt_index(work, 3 if quick else 15, 50 if quick else 1000),
         "yum": lambda work: yum_index(work, 3 if quick else 15, 50 if quick else 1000),
+        "packages": lambda work: packaging(work, 1 if quick else 3),
         # minutes each: one pair says enough about a ratio of a few percent
         "kernel": lambda work: kernel_build(work, 1, quick),
     }

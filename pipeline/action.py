@@ -82,6 +82,12 @@ class Step(Protocol):
     def stored(self, digest: str) -> Path | None:
         """A file of that sha256 if the store has it."""
 
+    def specs(self) -> Mapping[str, dict[str, Any]]:
+        """Specification by name (`pipeline.keys.spec`) of this action and of all that it is made from.
+
+        This action's key covers the keys of the others, and so what they are; it does not cover their names.
+        """
+
     def check_cancelled(self) -> None:
         """Raise when the run was interrupted."""
 

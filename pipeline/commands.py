@@ -38,6 +38,7 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
     def _execute(self, continue_: bool = False, num_process: int = 0, single: bool = False) -> int:
         current = session()
         names = action_names(current.project, list(self.sel_tasks or []))
+        _bring_signer(current, names)
         current.select(names)
         _tell_warnings(current, names)
         # threads: steps run elsewhere, and what they share (locks, the display) lives in this process
@@ -64,6 +65,15 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
                 current.close()
             if not finished:
                 current.display.say("interrupted: what had finished is kept; run doit again to go on")
+
+
+def _bring_signer(current: Session, names: list[str]) -> None:
+    """Make the development key when something of this will be signed and no key is there, and say so."""
+    made = current.project.bring_signer(names)
+    if made is not None:
+        current.display.note(
+            f"made a {made.name.partition(' <')[0].removeprefix('virt-rt ')}: docs/signing.md"
+        )
 
 
 def _tell_warnings(current: Session, names: list[str]) -> None:
@@ -275,6 +285,7 @@ class Reproduce(Face):
         """Print each output's verdict; status 1 when one differs."""
         current = session()
         name = one_action(current.project, self.one(args))
+        _bring_signer(current, [name])
         executor = current.executor
         try:
             executor.clean_up_after_crashes()

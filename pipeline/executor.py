@@ -13,7 +13,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +24,7 @@ from pipeline.engine import LABEL, PROJECT, Container, Engine, builder_image
 from pipeline.errors import InternalError, UserError, VirtRtError
 from pipeline.files import remove_tree
 from pipeline.graph import Graph
+from pipeline.keys import Spec
 from pipeline.stage import Stage
 from pipeline.steplog import StepLog
 from pipeline.store import Blob, Result, Store
@@ -100,6 +101,11 @@ class _Step:
     def stored(self, digest: str) -> Path | None:
         """A file of that sha256 if the store has it."""
         return self.executor.store.path(digest) if self.executor.store.has(digest) else None
+
+    def specs(self) -> Mapping[str, Spec]:
+        """Specification by name of this action and of all that it is made from."""
+        graph = self.executor.graph
+        return {name: graph.specs[name] for name in graph.closure([self.action.name])}
 
     def check_cancelled(self) -> None:
         """Raise when the run was interrupted."""

@@ -21,6 +21,7 @@ from doit.exceptions import InvalidCommand, InvalidDodoFile, InvalidTask
 
 from pipeline.errors import UserError, VirtRtError
 from pipeline.project import DEFAULT_PLATFORM, Project
+from pipeline.signing import SECRETS
 from pipeline.tasks import Session
 
 INTERRUPTED = 130
@@ -39,7 +40,10 @@ JSON_OPTION: Option = {
 @functools.cache
 def session() -> Session:
     """The one session of this process; the checkout is where the `pipeline` package lies."""
-    return Session(Project(Path(__file__).resolve().parent.parent))
+    environ = dict(os.environ)
+    for secret in SECRETS:
+        os.environ.pop(secret, None)  # of what is started, GnuPG alone gets it, and not in a variable
+    return Session(Project(Path(__file__).resolve().parent.parent, environ))
 
 
 class Interrupted(KeyboardInterrupt):

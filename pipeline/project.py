@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline import (
+    drivers,
     history,
     image,
     inputs,
@@ -15,12 +16,17 @@ from pipeline import (
     lab,
     launch,
     libvirt,
+    lint,
     locks,
+    packages,
     pool,
     qemu,
     recipes,
+    release,
     releaserecipe,
+    repo,
     settings,
+    signing,
     stack,
     tuning,
 )
@@ -49,6 +55,32 @@ class Project:
         if base and not Path(base).is_absolute():
             raise UserError(f"XDG_CACHE_HOME is {base}, not an absolute path", "set it to one, or unset it")
         return (Path(base) if base else Path.home() / ".cache") / "virt-rt"
+
+    @cached_property
+    def config(self) -> Path:
+        """`$XDG_CONFIG_HOME/virt-rt`, by default below `~/.config`: where the development key is."""
+        base = self.environ.get("XDG_CONFIG_HOME", "")
+        if base and not Path(base).is_absolute():
+            raise UserError(f"XDG_CONFIG_HOME is {base}, not an absolute path", "set it to one, or unset it")
+        return (Path(base) if base else Path.home() / ".config") / "virt-rt"
+
+    @cached_property
+    def signer(self) -> signing.Identity | None:
+        """Who signs; None as long as no key is named and no development key was made."""
+        return signing.identity(self.environ, self.config)
+
+    def bring_signer(self, names: Iterable[str]) -> signing.Identity | None:
+        """Make the development key when these actions need one that is not there; return what was made.
+
+        The keys of actions that sign change with it, so this comes before anything is planned.
+        """
+        if self.signer is not None:
+            return None
+        if not any(signing.PARAMETER in self.graph[name].parameters for name in self.graph.closure(names)):
+            return None
+        made = signing.ensure(self.environ, self.config)
+        del self.signer, self.graph
+        return made
 
     @cached_property
     def archives(self) -> pool.Archives:
@@ -125,6 +157,7 @@ class Project:
             made[action.name] = action
 
         asked = self.recipes
+        asked_drivers = drivers.load(self.root, asked.platforms)
         for name, platform in asked.platforms.items():
             for source in (platform.kernel.source, platform.qemu.source):
                 if inputs.source_name(source) not in made:
@@ -154,6 +187,31 @@ class Project:
                     self.root, name, platform, guests, asked.plans[name], self.settings
                 ):
                     add(action)
+        releases = release.Maker(
+            self.root, self.release, self.sources_lock, self.packages_lock, self.environ, self.config
+        )
+        maker = packages.Maker.of(self.root, self.release, self.sources_lock)
+        for action in maker.shared(asked.platforms):
+            add(action)
+        for name, platform in asked.platforms.items():
+            built = {driver: recipe for driver, recipe in asked_drivers.items() if name in recipe.platforms}
+            for driver, recipe in built.items():
+                if recipe.source is not None and inputs.source_name(recipe.source) not in made:
+                    add(self._source(recipe.source))
+                add(drivers.driver(self.root, name, platform, driver, recipe))
+            packed_here = maker.of_platform(name, platform, asked.guests_of(name), built)
+            for action in packed_here:
+                add(action)
+            add(lint.lint(self.root, name, platform, packed_here, maker.recipes))
+            placed = [a for a in made.values() if (a.place or "").startswith(f"{name}/packages")]
+            packed = [a.name for a in placed if a.kind == "package"]
+            checks = [a.name for a in placed if a.kind != "package"]
+            add(
+                repo.repo(
+                    name, platform.arch, packed, checks, self.release, self.signer, self.environ, self.config
+                )
+            )
+            add(releases.release(name, platform, asked.guests_of(name), asked.plans[name], made))
         return list(made.values())
 
     def _source(self, name: str) -> Action:

@@ -60,6 +60,7 @@ def load(root: Path, environ: Mapping[str, str]) -> ReleaseRecipe:
         return recipe
     if not re.fullmatch(VERSION, version):
         raise UserError(
-            f"{VERSION_VARIABLE} is {version!r}, not a version", "write digits with dots, as in 1.2.0 or 1.2.0~ci7"
+            f"{VERSION_VARIABLE} is {version!r}, not a version",
+            "write digits with dots, as in 1.2.0 or 1.2.0~ci7",
         )
     return msgspec.structs.replace(recipe, version=version)

@@ -14,8 +14,8 @@ def render_template(name: str, templates: Mapping[str, str], variables: Mapping[
     """Render the template `name`; `templates` maps the names of all that it may include to their texts.
 
     Filters beside jinja's own: `sh` makes one shell word (a list is joined by spaces first), `cpulist` a list in
-    the kernel's format. In templates that end in `.xml.j2` everything is escaped. Raises `UserError`, which
-    begins with `what`, when a variable is missing or a template is wrong.
+    the kernel's format. In templates that end in `.xml.j2` or `.html.j2` everything is escaped. Raises `UserError`,
+    which begins with `what`, when a variable is missing or a template is wrong.
     """
     # Imported here, since every run of doit loads this module and few render anything.
     from jinja2 import DictLoader, Environment, StrictUndefined, TemplateError, select_autoescape
@@ -24,7 +24,7 @@ def render_template(name: str, templates: Mapping[str, str], variables: Mapping[
         loader=DictLoader(dict(templates)),
         undefined=StrictUndefined,
         # Most of it is shell and configuration, where quoting is the filter's.
-        autoescape=select_autoescape(enabled_extensions=["xml.j2"], default=False),
+        autoescape=select_autoescape(enabled_extensions=["xml.j2", "html.j2"], default=False),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

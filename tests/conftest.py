@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +16,9 @@ from pipeline.graph import Graph
 from pipeline.history import Record
 from pipeline.project import Project
 from pipeline.store import Store
+
+if TYPE_CHECKING:
+    from tests.workshop import Shelf
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -93,6 +97,14 @@ def no_images_are_left() -> Iterator[None]:
     own = set(engine.builder_images(Store(Project(ROOT).cache).identity))
     for tag in images() - before - own:
         engine.client.images.remove(tag, force=True)
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """Two releases of the real recipes with stand-ins for what is compiled, for tests with real package managers."""
+    from tests.workshop import Shelf  # only these tests need what it needs
+
+    return Shelf(tmp_path_factory.mktemp("shelf"))
 
 
 @pytest.fixture

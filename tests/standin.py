@@ -18,6 +18,7 @@ from pathlib import Path
 from pipeline import locks
 from pipeline.project import Project
 from pipeline.store import Result, Store
+from tests.packaging import make_development_key
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = {
@@ -30,9 +31,10 @@ esac
 cat /build/in/source/main.c /build/in/kernel-configs/*/*-config >/build/out/bzImage
 cp /build/out/bzImage /build/out/config
 echo 0000 >/build/out/System.map
-echo 6.12.1-rt-"$ROLE" >/build/out/kernelrelease
-mkdir -p /build/out/modules/lib
+echo 6.12.1-rt-"$ROLE-${ACTION_KEY:0:12}" >/build/out/kernelrelease
+mkdir -p /build/out/modules/lib /build/out/headers
 cp /build/out/config /build/out/modules/lib/one.ko
+cp /build/out/config /build/out/headers/Makefile
 """,
     "qemu.sh": """\
 mkdir -p /build/out/{bin,libexec,share}
@@ -43,17 +45,82 @@ echo firmware >/build/out/share/bios
 """,
     "rootfs.sh": """\
 echo "$INCLUDE $MASKED_UNITS" >/build/out/rootfs.tar
-echo "$INCLUDE" >/build/out/packages.txt
+for package in $INCLUDE; do echo "$package 1 all"; done >/build/out/packages.txt
+""",
+    "licences.sh": """\
+while IFS= read -r file; do
+  file=/build/out/texts/$file
+  mkdir -p "${file%/*}"
+  echo "a licence" >"$file"
+done <<<"$FILES"
+""",
+    # Real packages of one file: what is signed, indexed and released afterwards must be some.
+    "package.sh": """\
+said() { sed -n "s/^ *\\"$1\\": \\"\\([^\\"]*\\)\\".*/\\1/p" "$2" | head -n 1; }
+top() { sed -n "s/^ \\"$1\\": \\"\\(.*\\)\\",*/\\1/p" "$description"; }
+description=/build/in/description.json
+name=$(said name "$description")
+for variable in platform guest; do
+  name=${name//"{{ $variable }}"/$(said $variable "$description")}
+done
+for file in /build/in/kernel/kernelrelease; do
+  if [[ -f $file ]]; then name=${name//"{{ release }}"/$(cat $file)}; fi
+done
+version=$(top release)+g${ACTION_KEY:0:12}
+exact='' needs='' relations=''
+for needed in $(sed -n '/^  "depends": {/,/^   "named"/s/^    "\\(.*\\)".*/\\1/p' "$description"); do
+  document=/build/in/packages/$needed/package.json
+  found=$(said name "$document") its=$(said version "$document")
+  exact+="$needs{\\"name\\": \\"$found\\", \\"version\\": \\"$its\\"}" needs=', '
+  relations+="${relations:+, }\\"$found (= $its)\\""
+done
+echo "$name" >/build/work/file
+touch -d "@$SOURCE_DATE_EPOCH" /build/work/file
+formats=''
+for kind in deb rpm; do
+  arch=amd64 release='' depends=$relations
+  if [[ $(said architecture "$description") == all ]]; then arch=all; fi
+  if [[ $kind == rpm ]]; then release=1 depends=${relations//[()]/}; fi
+  cat >/build/work/nfpm.json <<CONFIG
+{"name": "$name", "arch": "$arch", "version": "$version", "version_schema": "none", "release": "$release",
+ "maintainer": "$(top maintainer)", "description": "stand-in", "license": "MIT", "section": "misc",
+ "depends": [$depends], "rpm": {"buildhost": "virt-rt"},
+ "contents": [{"src": "/build/work/file", "dst": "/usr/share/$name/file"}]}
+CONFIG
+  mkdir /build/out/$kind
+  /build/in/nfpm package -f /build/work/nfpm.json -p $kind -t /build/out/$kind/ >/dev/null
+  for file in /build/out/$kind/*; do
+    read -r sha256 _ < <(sha256sum "$file")
+    if [[ $kind.$arch == rpm.amd64 ]]; then arch=x86_64; elif [[ $kind == rpm ]]; then arch=noarch; fi
+    formats+="${formats:+, }\\"$kind\\": {\\"file\\": \\"${file##*/}\\", \\"arch\\": \\"$arch\\","
+    formats+=" \\"size\\": $(stat -c %s "$file"), \\"sha256\\": \\"$sha256\\"}"
+  done
+done
+guest=$(said guest "$description") of_guest=null
+if [[ $guest ]]; then of_guest=\\"$guest\\"; fi
+cat >/build/out/package.json <<DOCUMENT
+{"schema": 1,
+ "name": "$name",
+ "version": "$version",
+ "what": "$(top what)",
+ "platform": "$(said platform "$description")", "guest": $of_guest,
+ "formats": {$formats}, "requires": [$exact], "variables": {}, "contract": null, "bundled": [],
+ "licences": [{"what": "stand-in", "licence": "MIT", "source": null}]}
+DOCUMENT
+""",
+    "package-lint.sh": """\
+cat /build/in/packages/*/package.json >/dev/null
+echo '{"packages": 1, "files": 1, "contracts": [], "accepted": []}' >/build/out/lint.json
 """,
     "disk.sh": "cat /build/in/rootfs.tar /build/in/bzImage >/build/out/disk.qcow2\n",
     "lab-boot.sh": """\
 cat /build/in/artifacts/*/launch/*/kvmqemu.sh >/dev/null
-echo '{"passed": true}' >/build/out/boot.json
+echo '{"ok": true, "evidence": "emulated", "latency_verdict": "none"}' >/build/out/boot.json
 for way in outside inside; do echo booted >"/build/out/console-rt-guest-$way.log"; done
 """,
     "lab-stack.sh": """\
 cat /build/in/artifacts/*/launch/*/kvmqemu.sh /build/in/tuning/root/usr/bin/virt-rt-check >/dev/null
-echo '{"ok": true}' >/build/out/stack.json
+echo '{"ok": true, "evidence": "emulated", "latency_verdict": "none"}' >/build/out/stack.json
 for machine in host guest; do echo booted >"/build/out/console-$machine.log"; done
 """,
 }
@@ -110,6 +177,7 @@ class Standin:
             "PYTHONPATH": str(self.root),
             "PYTHONDONTWRITEBYTECODE": "1",
             "XDG_CACHE_HOME": str(self.cache),
+            "XDG_CONFIG_HOME": str(self.cache / "config"),  # a copy of the cache has the development key, too
             "NO_COLOR": "1",
         }
 
@@ -166,7 +234,7 @@ def make(directory: Path, rootfs: Path) -> Standin:
         shutil.copytree(
             ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.lock", "patches")
         )
-    for name in ("dodo.py", "pyproject.toml"):
+    for name in ("dodo.py", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, root)
     for name, script in STEPS.items():
         (root / "recipes" / "steps" / name).write_text(script)
@@ -180,6 +248,7 @@ def make(directory: Path, rootfs: Path) -> Standin:
         )
     )
     standin = Standin(root, directory / "cache")
+    make_development_key(Project(root, standin.environment).config)
     _lock_packages(standin)
     done = standin.doit("lock", "-u", "linux-rt", "-u", "qemu-kvm-rt")
     assert done.status == 0, done

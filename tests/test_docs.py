@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 import pytest
 
-from pipeline import bootproof, contract, gate, recipes, sourcerecipe, topology
+from pipeline import bootproof, contract, drivers, gate, recipes, sourcerecipe, topology
 from pipeline.cpuplan import guest_plan
 from tests import standin
 from tests.standin import Standin
@@ -211,6 +211,7 @@ READERS: dict[str, Callable[[str, Path], None]] = {
     "recipes/sources.toml": read_sources,
     "recipes/guests/*.toml": read_guest,
     "recipes/platforms/*.toml": reader_of(recipes.Platform),
+    "recipes/drivers/*.toml": reader_of(drivers.Driver),
     "recipes/builders/*.toml": reader_of(recipes.Builder),
     "recipes/topologies/*.toml": read_topology,
     "kernel-configs/common/contract.toml": read_contract,

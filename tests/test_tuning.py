@@ -130,7 +130,7 @@ def test_a_choice_replaces_what_it_names(tmp_path: Path) -> None:
     """Throttling is one setting before Linux 6.12 and another since: both are switched off."""
     root = build(tmp_path, document("qemu-q35", choices=["rt-throttling-off"]))
     found = files(root)
-    lines = found["etc/sysctl.d/90-virt-rt.conf"].splitlines()
+    lines = found["usr/lib/sysctl.d/90-virt-rt.conf"].splitlines()
     assert [line for line in lines if "rt_runtime" in line] == ["kernel.sched_rt_runtime_us = -1"]
     for cpu in (1, 2, 3):
         assert f"/fair_server/cpu{cpu}/runtime 0" in found["usr/libexec/virt-rt/settings"]
@@ -330,10 +330,10 @@ def test_every_setting_is_in_its_file_with_its_reason(platform: str, tmp_path: P
         assert f"\n# {item['parameter']}\n#   {item['reason']}\n" in text
     for item in made["module_parameters"]:
         line = f"options {item['module']} {item['name']}={item['value']}\n"
-        assert follows("etc/modprobe.d/virt-rt.conf", item["reason"], line)
+        assert follows("usr/lib/modprobe.d/virt-rt.conf", item["reason"], line)
     for item in made["sysctl"]:
         line = f"{'-' if 'absent' in item else ''}{item['name']} = {item['value']}\n"
-        assert follows("etc/sysctl.d/90-virt-rt.conf", item["reason"], line)
+        assert follows("usr/lib/sysctl.d/90-virt-rt.conf", item["reason"], line)
     for item in made["files"]:
         line = f"set_value {item['path']} {item['value']}"
         assert follows("usr/libexec/virt-rt/settings", item["reason"], line)
@@ -372,7 +372,7 @@ def test_systemd_takes_the_units(tree: Path) -> None:
 def test_sysctl_reads_the_values(tree: Path) -> None:
     if shutil.which("sysctl") is None or "--dry-run" not in run("sysctl", "--help").stdout:
         pytest.skip("there is no sysctl with --dry-run")
-    done = run("sysctl", "--dry-run", "--load", tree / "etc/sysctl.d/90-virt-rt.conf")
+    done = run("sysctl", "--dry-run", "--load", tree / "usr/lib/sysctl.d/90-virt-rt.conf")
     wanted = [f"{item['name']} = {item['value']}" for item in document("canoe-pass")["sysctl"]]
     assert done.stdout.splitlines() == wanted, done.stderr
 
@@ -618,6 +618,14 @@ class Grub:
         executable(root / "etc/grub.d/10_linux", text)
         shutil.copytree(tree / "etc/grub.d", root / "etc/grub.d", dirs_exist_ok=True)
         shutil.copytree(tree / "etc/default", root / "etc/default")
+        drop_in = root / "etc/default/grub.d/50-virt-rt.cfg"
+        text = (
+            drop_in.read_text()
+            .replace(" /usr/share/", f" {tree}/usr/share/")
+            .replace(" /var/", f" {root}/var/")
+        )
+        assert text.count(str(root.parent)) == 2
+        drop_in.write_text(text)
         (root / "boot").mkdir()
         for version in ("6.1.0-30-amd64", "6.12.107-rt-virt-host"):
             (root / f"boot/vmlinuz-{version}").write_text("kernel")
@@ -910,8 +918,8 @@ def test_apply_enables_the_units_and_writes_the_entries(tree: Path, commands: Pa
 def test_apply_leaves_to_tuned_what_its_profile_has(tree: Path, commands: Path) -> None:
     done = run(tree / "usr/sbin/virt-rt-tuning", "apply", "--tuned", path=commands, ROOT=str(tree))
     assert done.returncode == 0, done.stderr
-    assert not (tree / "etc/default/grub.d/50-virt-rt.cfg").exists()
-    assert not (tree / "etc/sysctl.d/90-virt-rt.conf").exists()
+    assert (tree / "var/lib/virt-rt/tuned").exists()
+    assert (tree / "etc/sysctl.d/90-virt-rt.conf").readlink() == Path("/dev/null")
     assert called(commands) == [
         "systemctl daemon-reload",
         "systemctl enable virt-rt-hugepages.service virt-rt-settings.service virt-rt-irq-affinity.service",
@@ -920,14 +928,21 @@ def test_apply_leaves_to_tuned_what_its_profile_has(tree: Path, commands: Path) 
     ]
 
 
-def test_apply_after_tuned_wants_back_what_tuned_had_taken_over(tree: Path, commands: Path) -> None:
-    tool = tree / "usr/sbin/virt-rt-tuning"
+def test_apply_takes_back_what_tuned_had_taken_over(tree: Path, commands: Path) -> None:
+    tool, before = tree / "usr/sbin/virt-rt-tuning", files(tree)
     assert run(tool, "apply", "--tuned", path=commands, ROOT=str(tree)).returncode == 0
-    before = called(commands)
     done = run(tool, "apply", path=commands, ROOT=str(tree))
+    assert done.returncode == 0, done.stderr
+    assert files(tree) == before
+    assert called(commands)[-1] == "update-grub"
+
+
+def test_apply_names_a_file_that_was_not_copied(tree: Path, commands: Path) -> None:
+    (tree / "etc/default/grub.d/50-virt-rt.cfg").unlink()
+    done = run(tree / "usr/sbin/virt-rt-tuning", "apply", path=commands, ROOT=str(tree))
     assert done.returncode == 2
     assert "/etc/default/grub.d/50-virt-rt.cfg is missing" in done.stderr
-    assert called(commands) == [*before, "tuned-adm active"]
+    assert called(commands) == ["tuned-adm active"]
 
 
 def test_apply_waits_for_tuned(tree: Path, commands: Path) -> None:
@@ -939,6 +954,7 @@ def test_apply_waits_for_tuned(tree: Path, commands: Path) -> None:
 
 def test_remove_takes_away_every_file_and_nothing_else(tree: Path, commands: Path) -> None:
     own = tree / "etc/sysctl.d/99-mine.conf"
+    own.parent.mkdir()
     own.write_text("vm.swappiness = 1\n")
     done = run(tree / "usr/sbin/virt-rt-tuning", "remove", path=commands, ROOT=str(tree))
     assert done.returncode == 0, done.stderr
@@ -968,6 +984,90 @@ def test_rpm_systems_are_applied_and_undone(tree: Path, commands: Path, grubby: 
     assert done.returncode == 0, done.stderr
     assert grubby.entries == before
     assert "update-grub" not in called(commands)
+
+
+# As a package -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packaged(tree: Path) -> Path:
+    """The tree as its package brings it."""
+    (tree / "usr/share/virt-rt/package").write_text("virt-rt-tuning-canoe-pass\n")
+    return tree
+
+
+UNITS_ENABLED = (
+    "systemctl enable virt-rt-hugepages.service virt-rt-settings.service virt-rt-irq-affinity.service"
+)
+
+
+def test_a_package_without_a_boot_loader_only_enables_its_units(packaged: Path, commands: Path) -> None:
+    done = run(packaged / "usr/sbin/virt-rt-tuning", "package-apply", path=commands, ROOT=str(packaged))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "no boot loader here" in done.stdout
+    assert [call for call in called(commands) if not call.startswith("tuned-adm")] == [UNITS_ENABLED]
+
+
+def test_a_package_writes_the_menu_that_there_is(packaged: Path, commands: Path) -> None:
+    (packaged / "boot/grub").mkdir(parents=True)
+    (packaged / "boot/grub/grub.cfg").write_text("menu\n")
+    tool = packaged / "usr/sbin/virt-rt-tuning"
+    done = run(tool, "package-apply", path=commands, ROOT=str(packaged))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert called(commands)[-1] == "update-grub"
+    executable(commands / "update-grub", "#!/bin/sh\nexit 1\n")
+    done = run(tool, "package-apply", path=commands, ROOT=str(packaged))
+    assert done.returncode == 0
+    assert "update-grub failed; when that is mended: virt-rt-tuning apply" in done.stderr
+
+
+def test_a_package_takes_its_boot_entries_back(packaged: Path, commands: Path, grubby: Grubby) -> None:
+    before, files_before = grubby.entries, files(packaged)
+    (packaged / "boot/loader/entries").mkdir(parents=True)
+    search = {"GRUBBY_STATE": str(grubby.state), "ROOT": str(packaged)}
+    executable(commands / "grubby", GRUBBY)
+    tool = packaged / "usr/sbin/virt-rt-tuning"
+    for back in ("package-upgrade", "package-remove"):
+        done = run(tool, "package-apply", path=commands, **search)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(grubby.entries) == 3
+        done = run(tool, back, path=commands, **search)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert grubby.entries == before
+    assert files(packaged) == files_before
+    assert called(commands)[-1] == UNITS_ENABLED.replace("enable", "disable")
+
+
+def test_a_package_under_tuned_leaves_the_command_line_to_it(
+    packaged: Path, commands: Path, grubby: Grubby
+) -> None:
+    (packaged / "boot/loader/entries").mkdir(parents=True)
+    search = {"GRUBBY_STATE": str(grubby.state), "ROOT": str(packaged)}
+    executable(commands / "grubby", GRUBBY)
+    executable(commands / "tuned-adm", "#!/bin/sh\necho Current active profile: virt-rt\n")
+    before = grubby.entries
+    tool = packaged / "usr/sbin/virt-rt-tuning"
+    for verb in ("package-apply", "package-upgrade"):
+        assert run(tool, verb, path=commands, **search).returncode == 0
+    assert [entry for entry in grubby.entries if not entry["title"].endswith("isolation")] == before
+    done = run(tool, "package-remove", path=commands, **search)
+    assert "tuned-adm profile balanced" in done.stderr
+    assert grubby.entries == before
+
+
+def test_files_of_a_package_are_removed_by_its_manager(packaged: Path, commands: Path) -> None:
+    before = files(packaged)
+    done = run(packaged / "usr/sbin/virt-rt-tuning", "remove", path=commands, ROOT=str(packaged))
+    assert done.returncode == 2
+    assert "these files are of the package virt-rt-tuning-canoe-pass" in done.stderr
+    assert files(packaged) == before
+
+
+def test_the_menu_has_nothing_of_a_package_that_is_removed_but_not_purged(grub: Grub, tree: Path) -> None:
+    (tree / tuning.PLAN_PLACE).unlink()
+    found, told = grub.entries()
+    assert len(found) == 5 and "virt-rt" not in told
+    assert [line for _, _, line in found if "isolcpus" in line] == []
 
 
 def test_status_is_the_preflight(tree: Path) -> None:

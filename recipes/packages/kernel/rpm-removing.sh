@@ -1,0 +1,2 @@
+# shellcheck shell=sh
+kernel-install remove '{{ release }}'

@@ -1,0 +1,2 @@
+# shellcheck shell=sh
+virt-rt-tuning package-apply
