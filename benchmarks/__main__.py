@@ -32,7 +32,10 @@ def main() -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="ratios against plain tools")
     parser.add_argument(
-        "names", nargs="*", metavar="BENCHMARK", help="noop, kernel, restore, apt, yum, packages; default: all"
+        "names",
+        nargs="*",
+        metavar="BENCHMARK",
+        help="noop, kernel, restore, apt, yum, packages; default: all",
     )
     parser.add_argument("--quick", action="store_true", help="a smoke run; results.md is left alone")
     asked = parser.parse_args()

@@ -8,11 +8,16 @@ by an absolute path. Libraries are copied as they are: byte for byte their distr
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+
+#: What the C library itself loads when a thread ends by one of these functions, or the program ends there.
+UNWINDER = "libgcc_s.so.1"
+UNWINDS = re.compile(rb"\0pthread_(?:exit|cancel)\0")
 
 
 class BundleError(Exception):
@@ -66,7 +71,11 @@ def bundle(programs: Mapping[str, Path], libraries: str, work: Path, root: Path 
         found[PurePosixPath(loader).name] = _within(root, loader)
     while pending:
         user, path = pending.pop()
-        for name in _patchelf("--print-needed", path).split():
+        asked = _patchelf("--print-needed", path).split()
+        # the C library has these functions itself
+        if not path.name.startswith("libc.so") and UNWINDS.search(path.read_bytes()):
+            asked.append(UNWINDER)
+        for name in asked:
             if name not in found:
                 found[name] = _library(name, root, user)
                 pending.append((name, found[name]))

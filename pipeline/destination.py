@@ -77,14 +77,17 @@ def busy(name: str, holder: str) -> UserError:
 
 
 @contextmanager
-def leased(place: Destination, patience: float = PATIENCE, settle: float = SETTLE) -> Iterator[Renew]:
-    """Lock a place that has no locks of its own, by a file that names its owner and when its claim ends.
+def leased(
+    place: Destination, patience: float = PATIENCE, settle: float = SETTLE, system_lock: bool = False
+) -> Iterator[Renew]:
+    """Lock a place by a file that names its owner and when its claim ends.
 
     The owner's claim is void when its process has ended on this machine, or its time is over. Who writes looks
     again after `settle` seconds: of two who wrote at once, one finds the other's name. Waits for `patience`
-    seconds; UserError when the owner is still at work then.
+    seconds; UserError when the owner is still at work then. With `system_lock` the caller holds a lock of the
+    system's, too, so that whoever claimed the place with one has ended.
     """
-    own = {"token": random_word() + random_word(), **_process()}
+    own = {"token": random_word() + random_word(), "system_lock": system_lock, **_process()}
     deadline = time.monotonic() + patience
 
     def claim() -> None:
@@ -95,7 +98,7 @@ def leased(place: Destination, patience: float = PATIENCE, settle: float = SETTL
 
     while True:
         held = owner()
-        if not _at_work(held):
+        if not _at_work(held) or (system_lock and held.get("system_lock") is True):
             claim()
             time.sleep(settle)
             held = owner()
@@ -127,7 +130,7 @@ def _parsed(raw: bytes | None) -> dict[str, Any]:
     """A lock's content; a file that is no lock of ours counts as none, as nobody could ever renew it."""
     try:
         data = json.loads(raw or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -154,7 +157,9 @@ def _started(pid: int) -> str:
 
 def _at_work(held: Mapping[str, Any]) -> bool:
     """Whether a lock counts."""
-    if not isinstance(held.get("until"), int | float) or held["until"] < time.time():
+    now, until = time.time(), held.get("until")
+    # nobody claims a place for a day, be their clock wrong by hours
+    if not isinstance(until, int | float) or not now <= until <= now + 24 * LEASE:
         return False
     if held.get("machine") != _process()["machine"]:
         return True

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pipeline.destination import Destination
 from pipeline.directory import Directory
@@ -28,6 +29,10 @@ def destination(address: str, environ: Mapping[str, str] = os.environ) -> Destin
         raise UserError(f"{address!r} is no destination", "name a directory, host:directory, or an address")
     scheme, separator, rest = address.partition("://")
     if separator:
+        try:
+            urlsplit(address)
+        except ValueError as error:  # its message has nothing of the address
+            raise UserError(f"this {scheme}:// address is none: {error}", "give scheme://host/path") from None
         if scheme in ("http", "https"):
             return WebServer(address, environ)
         if scheme == "rsync":

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.destination import PATIENCE, Content, Renew, busy, checked
+from pipeline.destination import PATIENCE, Content, Renew, busy, checked, leased
 from pipeline.errors import UserError
 from pipeline.files import file_lock, random_word, remove_tree
 
@@ -54,7 +54,7 @@ class Directory:
     def copy(self, copies: Mapping[str, str]) -> None:
         """See `Destination`; a copy takes no room, as content never changes in place."""
         for path, source in copies.items():
-            target, origin = self.root / checked(path), self.root / checked(source)
+            target, origin = self._below(path), self.root / checked(source)
             if not origin.is_file():
                 raise UserError(f"{self.name} has lost {source}", "restore it from a copy of the repository")
             if target.exists() and target.samefile(origin):
@@ -65,7 +65,7 @@ class Directory:
         """See `Destination`; directories that this leaves empty go, too."""
         with self._told():
             for path in paths:
-                target = self.root / checked(path)
+                target = self._below(path)
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     target.unlink()
                 for parent in target.relative_to(self.root).parents[:-1]:
@@ -78,10 +78,11 @@ class Directory:
 
     @contextmanager
     def locked(self) -> Iterator[Renew]:
-        """See `Destination`; the system ends the lock with its process."""
-        with self._told():
-            (self.root / OWN).mkdir(parents=True, exist_ok=True)
-        lock = file_lock(self.root / OWN / "lock")
+        """See `Destination`; the system ends the lock with its process.
+
+        Who reaches the same directory as a server sees the claim that is made beside it, as on any server.
+        """
+        lock = file_lock(self._own() / "lock")
         try:
             with self._told():
                 lock.acquire(timeout=self._patience)
@@ -92,9 +93,31 @@ class Directory:
                 for leftover in (self.root / OWN).iterdir():
                     if leftover.name != "lock":
                         remove_tree(leftover) if leftover.is_dir() else leftover.unlink()
-            yield lambda: None
+            with leased(self, self._patience, settle=0, system_lock=True) as renew:
+                yield renew
         finally:
             lock.release()
+
+    def _own(self) -> Path:
+        """The publisher's own directory, which is cleared out: never what a link leads to."""
+        own = self.root / OWN
+        with self._told():
+            if own.is_symlink():
+                raise UserError(
+                    f"{own} is a link, and no publisher made it", "remove it, then run this again"
+                )
+            own.mkdir(parents=True, exist_ok=True)
+        return own
+
+    def _below(self, path: str) -> Path:
+        """Where a path is, for what changes it; refused where a link leads out of the repository."""
+        target = self.root / checked(path)
+        if not target.parent.resolve().is_relative_to(self.root.resolve()):
+            raise UserError(
+                f"{target} is not in {self.root}: a link leads elsewhere",
+                "make it a directory; another disk can be mounted there",
+            )
+        return target
 
     def _same(self, path: str, content: Content) -> bool:
         target = self.root / path
@@ -111,11 +134,11 @@ class Directory:
 
     def _bring(self, files: Mapping[str, Content], link: bool = False) -> None:
         touched: set[Path] = set()
+        own = self._own()
         with self._told():
-            (self.root / OWN).mkdir(parents=True, exist_ok=True)
             for path, content in files.items():
-                target = self.root / path
-                temporary = self.root / OWN / random_word()
+                target = self._below(path)
+                temporary = own / random_word()
                 try:
                     if not (link and isinstance(content, Path) and _linked(content, temporary)):
                         _write(temporary, content)

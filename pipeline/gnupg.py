@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -128,8 +129,12 @@ def private_home() -> Iterator[Path]:
     usable = [place for place in places if os.access(place, os.W_OK | os.X_OK) and _in_memory(place)]
     base = usable[0] if usable else Path(tempfile.gettempdir())
     for left in base.glob(f"{_HOMES}*"):  # of a run that was killed
-        if not Path(f"/proc/{left.name.split('.')[1]}").exists() and left.stat().st_uid == os.getuid():
-            _leave(left)
+        with contextlib.suppress(OSError):  # another run removes it at this moment
+            status = left.lstat()
+            # everybody may write there: never follow a link
+            ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+            if ours and not Path(f"/proc/{left.name.split('.')[1]}").exists():
+                _leave(left)
     home = Path(tempfile.mkdtemp(prefix=f"{_HOMES}{os.getpid()}.", dir=base))
     try:
         yield home

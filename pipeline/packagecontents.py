@@ -23,10 +23,15 @@ except ImportError:  # in the step their files lie beside this one
 #: leaves none behind. Those of filesystem (Fedora, RHEL) and of systemd.
 SYSTEM = frozenset(
     "/ /boot /etc /etc/default /etc/default/grub.d /etc/grub.d /etc/systemd /etc/systemd/system /etc/sysctl.d"
-    " /etc/modprobe.d /opt /usr /usr/bin /usr/lib /usr/lib/modprobe.d /usr/lib/modules /usr/lib/sysctl.d"
+    " /etc/modprobe.d /opt /usr /usr/bin /usr/lib /usr/lib/kernel /usr/lib/kernel/install.d /usr/lib/modprobe.d"
+    " /usr/lib/modules /usr/lib/sysctl.d"
     " /usr/lib/systemd /usr/lib/systemd/system /usr/libexec /usr/sbin /usr/share /usr/share/doc /usr/share/licenses"
     " /usr/share/man /usr/share/man/man1 /usr/share/man/man5 /usr/share/man/man8 /usr/src /var /var/lib".split()
 )
+
+#: Licence texts that Debian's copyright files only name, by their place in every Debian and nowhere else.
+COMMON = Path("/usr/share/common-licenses")
+COMMON_NAME = re.compile(rf"{COMMON}/([A-Z][A-Za-z0-9]*(?:-[0-9]+(?:\.[0-9]+)*)?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +197,17 @@ class Contents:
         for name, path in papers.items():
             yield Entry(f"/usr/share/doc/{self.name}/{name}", ("deb",), path, mode=0o644)
             yield Entry(f"/usr/share/licenses/{self.name}/{name}", ("rpm",), path, mode=0o644)
+        named = {
+            name for path in papers.values() for name in COMMON_NAME.findall(path.read_text(errors="replace"))
+        }
+        # GPL is a link to the latest; one copy of that will do.
+        for path in sorted({(COMMON / name).resolve() for name in named}):
+            if not path.is_file():
+                raise packagetext.PackagingError(
+                    f"licences: a copyright file names {path}, which is not there"
+                )
+            place = f"/usr/share/licenses/{self.name}/{COMMON.name}/{path.name}"
+            yield Entry(place, ("rpm",), path, mode=0o644)
         log = self.work / "changelog.gz"
         log.write_bytes(_gzip(self.changelog.encode()))
         yield Entry(f"/usr/share/doc/{self.name}/changelog.gz", ("deb",), log, mode=0o644)

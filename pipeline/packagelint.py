@@ -110,6 +110,9 @@ def look_into(package: Package) -> None:
                 package.unsafe.append(f"{place} has mode {member.mode:04o}")
             if place == wanted and (data := tar.extractfile(member)) is not None:
                 package.config = data.read()
+        # The padding behind the archive's end, too: closing the pipe before would look like a failure.
+        while process.stdout is not None and process.stdout.read(1 << 20):
+            pass
     if process.returncode:
         raise OSError(f"{package.path.name} cannot be unpacked")
 
@@ -219,6 +222,9 @@ def _findings(
         raise OSError(
             f"{tool} ended with {done.returncode}: {done.stderr.strip() or done.stdout.strip()[-500:]}"
         )
+    if done.stderr.strip():
+        # Both tell there what they could not read or run, and go on with the rest.
+        raise OSError(f"{tool} did not examine everything: {done.stderr.strip()[-500:]}")
     for line in done.stdout.splitlines():
         if match := pattern.match(line):
             yield Finding(match["package"], tool, match["tag"], (match["about"] or "").strip())

@@ -90,7 +90,7 @@ def _dependencies(record: Record, bill: Bill) -> Iterator[dict[str, Any]]:
 
 
 class Statement:
-    """A statement that was read: its subjects and its sources."""
+    """A statement that was read: what it is about, and what that was made of and by."""
 
     def __init__(self, payload: bytes) -> None:
         """Read `payload`; UserError when it is no statement about a release."""
@@ -123,6 +123,18 @@ class Statement:
                 d["digest"]["sha256"] for d in dependencies if d.get("uri", "").startswith("pkg:deb/")
             }
             self.keys: dict[str, str] = dict(definition["internalParameters"]["action_keys"])
+            asked, details = definition["externalParameters"], data["predicate"]["runDetails"]
+            #: The task that was run, and the release's version.
+            self.release: tuple[str, str] = asked["task"], asked["version"]
+            #: Action key by builder.
+            self.builders: dict[str, str] = {
+                b["name"]: b["annotations"]["action_key"] for b in details["builder"]["builderDependencies"]
+            }
+            #: What each proof found, as `release.json` has it, by file.
+            self.proofs: dict[str, dict[str, Any]] = {
+                p["name"]: {**p["annotations"], "sha256": p["digest"]["sha256"]}
+                for p in details["byproducts"]
+            }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the provenance is no statement about a release: {type(error).__name__}: {error}",

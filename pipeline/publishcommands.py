@@ -64,8 +64,8 @@ class Publish(Face):
         """Send what `repo:<platform>` made, once it is seen to be current and untouched."""
         from pipeline import destinations, publication, publishing, signing  # most commands do without
 
+        project = session().project  # takes the secrets out of this process's environment
         place = destinations.destination(self.one(args, "DEST"))
-        project = session().project
         platform = params["platform"]
         project.recipes.platform(platform)
         channel = params["channel"] or project.release.repository.channels[0]
@@ -105,8 +105,8 @@ class Promote(Face):
         """Nothing is built or sent but indexes."""
         from pipeline import destinations, publication, publishing, signing  # most commands do without
 
+        project = session().project  # takes the secrets out of this process's environment
         place = destinations.destination(self.one(args, "DEST"))
-        project = session().project
         platform = params["platform"]
         project.recipes.platform(platform)
         source, target = channels(project.release.repository.channels, params["from"], params["to"])

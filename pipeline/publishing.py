@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.destination import Destination, Renew
+from pipeline.destination import Destination, Renew, checked
 from pipeline.directory import Directory
 from pipeline.errors import InternalError, UserError
 from pipeline.files import digest_file
@@ -23,12 +24,15 @@ from pipeline.packagefile import Package
 from pipeline.publication import KEY_FILE, Publication, package_paths, publication
 from pipeline.releaserecipe import RECIPE, RepositoryRecipe
 from pipeline.repository import POINTER, Release, State, promoted, read_state, with_release
-from pipeline.signing import Signer
+from pipeline.signing import OTHER_KEYS, Signer
 
 #: Tells of a publication under way: what it began with, what it will end with, and the files that it brings.
 UNFINISHED = ".unfinished.json"
 #: What a repository has at its root. Where one of these is, there has been a pointer, too.
 SIGNS = (KEY_FILE, "apt", "yum", "state")
+
+#: The files of a repository, by path.
+_OURS = re.compile(r"(?:apt|yum|state)/.+|key\.asc|repository\.json|virt-rt-[^/]+\.(?:sources|repo)")
 
 Say = Callable[[str], None]
 
@@ -117,6 +121,11 @@ class Publisher:
                 f"{self._signer.identity.name}: its signatures are for directories of this machine only, "
                 f"not for {self._place.name}",
                 "name a signing key: docs/signing.md",
+            )
+        if self._signer.trusts_development and not self._place.local:
+            raise UserError(
+                f"a development key is among the other keys: clients of {self._place.name} would trust it",
+                f"leave it out of {OTHER_KEYS} or --previous-key; publish to an empty place",
             )
 
     # Getting from one state to the next ---------------------------------------------------------
@@ -224,7 +233,10 @@ class Publisher:
                 isinstance(first, str | None) and all(isinstance(each, str) for each in [*channels, *files])
             ):
                 raise TypeError
-        except (ValueError, KeyError, TypeError):
+            # nobody signs a note, and what it names may be deleted
+            if not all(_OURS.fullmatch(checked(path)) for path in files):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError, InternalError):
             raise UserError(
                 f"{UNFINISHED} of {self._place.name} is damaged", "delete it, then run this again"
             ) from None
@@ -269,6 +281,7 @@ def _digest(content: bytes | None) -> str | None:
 def _signers(pointer: bytes | None) -> list[str]:
     """Fingerprints of those who say that they signed the pointer."""
     try:
-        return [str(signature["keyid"]) for signature in json.loads(pointer or b"")["signatures"]]
-    except (ValueError, KeyError, TypeError):
+        said = [str(signature["keyid"]) for signature in json.loads(pointer or b"")["signatures"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return []
+    return [each for each in said if re.fullmatch(r"[0-9A-F]{40,64}", each)]

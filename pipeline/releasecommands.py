@@ -22,7 +22,7 @@ class VerifyRelease(Face):
             "short": "",
             "long": "key",
             "type": str,
-            "default": "",
+            "default": None,
             "help": "file with the public key that you trust; without it only shows that the parts belong together",
         },
         {
@@ -50,7 +50,8 @@ class VerifyRelease(Face):
         if not directory.is_dir():
             raise UserError(f"there is no directory {directory}", "give the release directory")
         key = None
-        if params["key"]:
+        # an empty name is a mistake, and no reason to trust the directory's key
+        if params["key"] is not None:
             try:
                 key = Path(params["key"]).read_bytes()
             except OSError as error:

@@ -184,7 +184,7 @@ def read_state(read: Callable[[str], bytes | None], public: bytes) -> State:
         return EMPTY
     try:
         parsed = json.loads(envelope)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _damaged(POINTER) from None
     try:
         payload = json.loads(dsse.open_envelope(parsed, public, POINTER_TYPE))

@@ -38,7 +38,9 @@ class RsyncServer:
 
         `patience` and `settle`: see `leased`.
         """
-        self._environ = {**environ, "LC_ALL": "C"}
+        # what is ours, secrets among it, is no business of rsync, ssh or what RSYNC_RSH names
+        kept = {name: value for name, value in environ.items() if not name.startswith("VIRT_RT_")}
+        self._environ = {**kept, "LC_ALL": "C"}
         if address.startswith("rsync://"):
             parts = urlsplit(address)
             if parts.password is not None:
@@ -66,7 +68,7 @@ class RsyncServer:
         """See `Destination`."""
         listed = self._run("--dirs", "--list-only", self._address, absent_is_fine=True)
         # mode, size, date, time, name
-        found = {line.split(maxsplit=4)[-1] for line in listed.splitlines()}
+        found = {line.split(maxsplit=4)[-1] for line in listed.splitlines() if line.strip()}
         return not found.isdisjoint(names)
 
     def put(self, files: Mapping[str, Content]) -> list[str]:
@@ -121,7 +123,8 @@ class RsyncServer:
         """rsync's output; `absent_is_fine` for a directory that is not there yet."""
         command = ["rsync", "--protect-args", f"--timeout={TIMEOUT}"]
         if self._daemon:
-            command.append(f"--contimeout={CONNECT}")
+            # a greeting would be taken for a listing
+            command += [f"--contimeout={CONNECT}", "--no-motd"]
         elif "RSYNC_RSH" not in self._environ:
             # nobody is there to answer a question
             command.append(f"--rsh=ssh -oBatchMode=yes -oConnectTimeout={CONNECT}")

@@ -150,6 +150,11 @@ class Signer:
         """Remove every secret."""
         self._open.close()
 
+    @property
+    def trusts_development(self) -> bool:
+        """Whether a development key is among `trusted`."""
+        return NOT_FOR_RELEASE.encode() in keyring(self.trusted)  # user ids are plain text in a key
+
     def detached(self, data: bytes, when: int, *, armor: bool = True) -> bytes:
         """A detached signature over `data` made at `when` (seconds since 1970)."""
         shape = ["--armor"] if armor else []
@@ -218,24 +223,33 @@ def _named(environ: Mapping[str, str]) -> Key | None:
         return None
     (name,) = set_
     if name == KEY_ID:
+        _check_name(name, environ[name])
         return Key(f"the key {environ[name]} ({name})", agent_id=environ[name])
     if name == KEY:
         return Key(f"what {name} holds", environ[name].encode())
-    try:
-        secret = Path(environ[name]).expanduser().read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{name}: {environ[name]}: {error.strerror}", "name a file with a secret key"
-        ) from None
+    secret = _content(name, environ[name], "name a file with a secret key")
     return Key(f"{environ[name]} ({name})", secret or b"\n")
 
 
 def _other_keys(environ: Mapping[str, str]) -> list[bytes]:
     path = environ.get(OTHER_KEYS, "")
+    return [_content(OTHER_KEYS, path, "name a file with public keys")] if path else []
+
+
+def _check_name(variable: str, value: str) -> None:
+    """Refuse a key where its name belongs, without showing it: messages end up in logs, and names in arguments."""
+    if "\n" in value or "-----BEGIN" in value:
+        raise UserError(f"{variable} holds a text, not a name", f"a secret key itself goes into {KEY}")
+
+
+def _content(variable: str, path: str, remedy: str) -> bytes:
+    """What is in the file that a variable names."""
+    _check_name(variable, path)
     try:
-        return [Path(path).expanduser().read_bytes()] if path else []
-    except OSError as error:
-        raise UserError(f"{OTHER_KEYS}: {path}: {error.strerror}", "name a file with public keys") from None
+        return Path(path).expanduser().read_bytes()
+    except (OSError, ValueError, RuntimeError) as error:  # expanduser's own is a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{variable}: {path}: {reason}", remedy) from None
 
 
 def _with_others(identity: Identity, environ: Mapping[str, str]) -> Identity:
@@ -244,7 +258,16 @@ def _with_others(identity: Identity, environ: Mapping[str, str]) -> Identity:
 
 
 def _secret_of(config: Path) -> bytes:
-    return (config / DEVELOPMENT_KEY / "secret.asc").read_bytes()
+    try:
+        return (config / DEVELOPMENT_KEY / "secret.asc").read_bytes()
+    except OSError:
+        raise _damaged(config / DEVELOPMENT_KEY) from None
+
+
+def _damaged(directory: Path) -> UserError:
+    return UserError(
+        f"the development key in {directory} is damaged", "delete the directory: a new key is made"
+    )
 
 
 def _development(config: Path) -> Identity | None:
@@ -259,9 +282,7 @@ def _development(config: Path) -> Identity | None:
         public = (directory / "public.asc").read_bytes()
         return Identity(str(known["fingerprint"]), str(known["name"]), True, int(known["created"]), public)
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"the development key in {directory} is damaged", "delete the directory: a new key is made"
-        ) from None
+        raise _damaged(directory) from None
 
 
 def _make_development(config: Path) -> Identity:

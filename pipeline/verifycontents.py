@@ -175,7 +175,7 @@ def found_tree(specs: Mapping[str, Any], source: str) -> str:
 
 
 def check_provenance(sums: Mapping[str, str], record: Record, statement: Statement) -> str:
-    """The statement is about exactly the files of SHA256SUMS, and about the sources of `release.json`."""
+    """The statement is about exactly the files of SHA256SUMS, and says what `release.json` says."""
     if statement.subjects != sums:
         name = min(n for n in {*sums, *statement.subjects} if sums.get(n) != statement.subjects.get(n))
         raise refused(f"the provenance and SHA256SUMS differ about {name}")
@@ -183,11 +183,24 @@ def check_provenance(sums: Mapping[str, str], record: Record, statement: Stateme
         raise refused("the provenance and release.json name different sources")
     if statement.patches != {f"{s.name}/{p.name}": p.sha256 for s in record.sources for p in s.patches}:
         raise refused("the provenance and release.json name different patches")
+    if statement.release != (f"release:{record.platform}", record.version):
+        raise refused(f"the provenance is of {' '.join(statement.release)}")
+    if statement.builders != {builder.name: builder.key for builder in record.builders}:
+        raise refused("the provenance and release.json name different builders")
+    found = {
+        p.file: {"level": p.level, "ok": p.ok, "evidence": p.evidence, "worth": p.worth, "sha256": p.sha256}
+        for p in record.proofs
+    }
+    if statement.proofs != found:
+        raise refused("the provenance and release.json tell of different proofs")
     return f"signed; about {len(statement.subjects)} files and {len(statement.sources)} sources"
 
 
-def check_proofs(directory: Path, record: Record) -> str:
-    """The proofs passed, are worth what `release.json` says, and booted the image that is here."""
+def check_proofs(directory: Path, record: Record, sums: Mapping[str, str]) -> str:
+    """The proofs passed, are worth what `release.json` says, and booted the image that is here.
+
+    `sums` are those of SHA256SUMS: what is here, once the files were compared with them.
+    """
     if not record.proofs:
         raise refused("release.json names no proof")
     said = []
@@ -209,6 +222,10 @@ def check_proofs(directory: Path, record: Record) -> str:
             if image != guest.sha256 and (image is not None or proof.level == "boot"):
                 raise refused(f"{proof.file}: not the image of {name} that is here was booted")
         said.append(f"{proof.level} passed ({proof.worth})")
+    described = {guest.image: guest.sha256 for guest in record.guests.values()}
+    for path, digest in (described | {proof.file: proof.sha256 for proof in record.proofs}).items():
+        if sums.get(path) != digest:
+            raise refused(f"{path} is not the one that release.json describes")
     return "; ".join(said)
 
 

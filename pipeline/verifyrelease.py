@@ -28,6 +28,7 @@ from pipeline.releaserecord import (
     SUMS,
     UNSUMMED,
     Record,
+    config_lines,
     decode,
 )
 from pipeline.verifyrepository import REMEDY, read, refused
@@ -46,8 +47,9 @@ class Verdict:
     remedy: str = ""
 
     def __str__(self) -> str:
-        """The verdict in a line."""
-        return f"{self.verdict:<7}{self.check}: {self.detail}"
+        """The verdict in a line, whatever the names of files are."""
+        line = f"{self.verdict:<7}{self.check}: {self.detail}"
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
     def to_json(self) -> dict[str, Any]:
         """The verdict as JSON data."""
@@ -111,7 +113,9 @@ class _Release:
             "rpm signatures", lambda: verifyrepository.check_rpms(repository, self.public)
         )
         yield from self._checked("repository state", self.check_state)
-        yield from self._checked("proofs", lambda: verifycontents.check_proofs(self.directory, self.record))
+        yield from self._checked(
+            "proofs", lambda: verifycontents.check_proofs(self.directory, self.record, self.sums)
+        )
         if self.checkout is None:
             yield Verdict("lock", "note", "not compared with a checkout's locks")
         else:
@@ -204,6 +208,10 @@ class _Release:
             raise refused(
                 f"{RECORD} names the signer {record.signer.fingerprint}, not {self.signed_by or 'this key'}"
             )
+        for role, kernel in record.kernels.items():
+            name = f"kernels/{role}.config"
+            if config_lines(read(self.directory, name).decode(errors="replace")) != kernel.config:
+                raise refused(f"{name} is not the configuration that {RECORD} describes")
         return f"{record.platform} {record.version} of {record.when:%Y-%m-%d}, signed by {record.signer.name}"
 
     def check_provenance(self) -> str:

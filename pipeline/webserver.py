@@ -139,10 +139,7 @@ class WebServer:
         try:
             answer = self._session().request(method, url, timeout=TIMEOUT, allow_redirects=False, **options)
         except requests.RequestException as error:
-            raise UserError(
-                f"{method} {url} failed: {error}",
-                "check the network, the address and the server's certificate",
-            ) from error
+            raise _failed(method, url, error) from error
         if 200 <= answer.status_code < 300 or answer.status_code in accept:
             return answer
         raise _refused(method, url, answer)
@@ -160,10 +157,15 @@ class WebServer:
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         if self._size(path) != size:
             return False
+        from requests import RequestException
+
         digest = hashlib.sha256()
         with self._ask("GET", path, stream=True) as answer:
-            for chunk in answer.iter_content(CHUNK):
-                digest.update(chunk)
+            try:
+                for chunk in answer.iter_content(CHUNK):
+                    digest.update(chunk)
+            except RequestException as error:
+                raise _failed("GET", self._url(path), error) from error
         own = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else digest_file(content)
         return digest.hexdigest() == own
 
@@ -226,6 +228,12 @@ def _credentials(value: str) -> tuple[str, str] | None:
     if not (user and colon):
         raise UserError(f"{AUTH_VARIABLE} is not user:password", "set it to both, or unset it")
     return user, password
+
+
+def _failed(method: str, url: str, error: Exception) -> UserError:
+    return UserError(
+        f"{method} {url} failed: {error}", "check the network, the address and the server's certificate"
+    )
 
 
 def _refused(method: str, url: str, answer: requests.Response) -> UserError:

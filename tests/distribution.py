@@ -74,7 +74,8 @@ def _base() -> list[dict[str, Any]]:
         {"dst": f"/{name}", "type": "dir", "file_info": {"mode": 0o755}}
         for name in (
             "boot dev etc etc/default etc/default/grub.d etc/grub.d etc/systemd etc/systemd/system opt proc sys tmp "
-            "usr usr/bin usr/lib usr/lib64 usr/lib/modules usr/lib/modprobe.d usr/lib/sysctl.d usr/lib/systemd "
+            "usr usr/bin usr/lib usr/lib64 usr/lib/kernel usr/lib/kernel/install.d "
+            "usr/lib/modules usr/lib/modprobe.d usr/lib/sysctl.d usr/lib/systemd "
             "usr/lib/systemd/system usr/libexec usr/sbin usr/share usr/share/doc usr/share/licenses usr/share/man "
             "usr/share/man/man1 usr/share/man/man8 usr/src var var/lib var/log"
         ).split()

@@ -89,15 +89,18 @@ def nginx(root: Path, work: Path, location: str = TAKES_FILES) -> Iterator[str]:
 
 
 @contextmanager
-def rsync_daemon(root: Path, work: Path, extra: str = "") -> Iterator[str]:
-    """rsync's server with the writable module `repo` at `root`; the module's address."""
+def rsync_daemon(root: Path, work: Path, extra: str = "", before: str = "") -> Iterator[str]:
+    """rsync's server with the writable module `repo` at `root`; the module's address.
+
+    `extra` is configuration of the module, `before` of the whole server.
+    """
     root.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True)
     port = free_port()
     configuration = work / "rsyncd.conf"
     ids = "uid = root\ngid = root\n" if os.getuid() == 0 else ""
     configuration.write_text(
-        f"{ids}use chroot = no\nreverse lookup = no\n[repo]\npath = {root}\nread only = no\n{extra}"
+        f"{ids}use chroot = no\nreverse lookup = no\n{before}\n[repo]\npath = {root}\nread only = no\n{extra}"
     )
     command = ["rsync", "--daemon", "--no-detach", "--address=127.0.0.1", f"--port={port}"]
     with process([*command, f"--config={configuration}", f"--log-file={work}/log"], port):

@@ -19,6 +19,7 @@ from tests import published
 from tests.clients import DEBIAN, Machine, System, change, cutting, differences, documented, images
 from tests.published import RECIPE, secret_key, signer
 from tests.servers import READ_ONLY, nginx
+from tests.test_tuning import PROBE
 from tests.workshop import FIRST, GUEST, PLATFORM, SETTINGS, Made, Shelf
 
 pytestmark = [pytest.mark.engine, pytest.mark.network, pytest.mark.slow]
@@ -157,6 +158,42 @@ def test_upgrade_rollback_and_purge_leave_nothing_behind(
     after = machine.files()
     assert differences(before, after, LEFT) == {}
     assert [path for path in after if re.search("virt-rt|rt-virt", path) and not BROUGHT.search(path)] == []
+
+
+def test_the_menu_begins_with_the_kernel_of_the_release(
+    machine: Machine, served: tuple[Path, str], shelf: Shelf
+) -> None:
+    """By the real update-grub, on a machine that has a newer kernel of the distribution's, too."""
+    web, url = served
+    machine.sh("apt-get update && apt-get install grub2-common zstd && mkdir -p /boot/grub")
+    machine.sh("touch /boot/grub/grub.cfg && echo kernel >/boot/vmlinuz-6.99.0-amd64")
+    machine.write("/usr/sbin/grub-probe", PROBE)  # there is no disk to probe
+
+    def first() -> str:
+        """The release that the menu's first entry starts."""
+        menu = machine.sh("cat /boot/grub/grub.cfg")
+        started: list[str] = re.findall(r"^\s*linux\s+\S*/vmlinuz-(\S+) ", menu, re.MULTILINE)
+        return started[0]
+
+    shelf.workshop.publish(shelf.first.repository, web, url)
+    machine.sh(documented("deploy-debian.md", "Setting up a host", url=url))
+    kernels = [release.kernels["host"] for release in (shelf.first, shelf.second)]
+    assert machine.sh("cat /usr/share/virt-rt/kernel").split() == [kernels[0]] == [first()]
+    shelf.workshop.publish(shelf.second.repository, web, url)
+    machine.sh("apt-get update")
+    machine.sh(documented("deploy-debian.md", "Upgrading", block=0))
+    assert first() == kernels[1]
+    machine.sh(documented("rollback.md", "Debian and Ubuntu").replace("0.1.0", shelf.first.version))
+    assert first() == kernels[0]
+    assert sorted(f"/boot/vmlinuz-{name}" for name in kernels) == machine.sh("ls /boot/vmlinuz-*rt*").split()
+    machine.sh(documented("rollback.md", "Debian and Ubuntu", block=2))
+    assert first() == kernels[1]
+    machine.sh(f"apt-get remove {HOST_PACKAGE}")
+    assert first() == "6.99.0-amd64"
+    assert "without CPU isolation" in machine.sh("cat /boot/grub/grub.cfg"), "the tuning stays"
+    machine.sh("apt-get remove --autoremove 'virt-rt-tuning-*'")
+    menu = machine.sh("cat /boot/grub/grub.cfg")
+    assert [each for each in ("virt-rt-plain-", "virt-rt-host-", "isolcpus") if each in menu] == []
 
 
 def test_a_stick_will_do_without_a_network(made: dict[System, str], shelf: Shelf) -> None:

@@ -134,6 +134,7 @@ def test_install_upgrade_downgrade_and_remove(
     calls = machine.sh(f"cat {TARGET}{distribution.LOG}").splitlines()
     kernel = first.kernels["host"]
     assert f"kernel-install add {kernel} /usr/lib/modules/{kernel}/vmlinuz" in calls
+    assert machine.sh(f"cat {TARGET}/usr/share/virt-rt/kernel") == f"{kernel}\n"
     assert calls.index(f"depmod {kernel}") < calls.index(f"dracut /boot/initramfs-{kernel}.img {kernel}")
     # Not in the directory as root: the loader finds itself through /proc, and none is mounted there.
     machine.sh(f"ln -s {TARGET}/opt/virt-rt /opt/ && {PREFIX}/qemu/bin/qemu-system-x86_64 --version")
@@ -154,6 +155,7 @@ def test_install_upgrade_downgrade_and_remove(
     back = documented("rollback.md", "Fedora, RHEL and their kin")
     dnf(machine, back.replace("0.1.0", first.version))
     assert releases_of(installed(machine)) == {first.version}
+    assert machine.sh(f"cat {TARGET}/usr/share/virt-rt/kernel") == f"{kernel}\n", "that kernel is meant again"
     dnf(machine, documented("rollback.md", "Fedora, RHEL and their kin", block=1))
     assert releases_of(installed(machine)) == {first.version}
     dnf(machine, documented("deploy-rpm.md", "Upgrading"))

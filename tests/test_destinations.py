@@ -20,6 +20,7 @@ from pipeline.destinations import destination
 from pipeline.directory import Directory
 from pipeline.errors import InternalError, UserError
 from pipeline.rsyncserver import RsyncServer
+from pipeline.signing import SECRETS
 from pipeline.webserver import AUTH_VARIABLE, WebServer
 from tests import servers
 
@@ -186,11 +187,25 @@ def test_a_lock_in_force_is_respected(web: tuple[WebServer, Path]) -> None:
         lock_of(**own(pid=2**22 - 1)),
         lock_of(**own(started="1")),
         lock_of(until="later"),
+        lock_of(until=time.time() + 1e6),
+        lock_of(until=float("nan")),
+        b"[" * 100_000,
         b"{",
         b"[]",
         b"",
     ],
-    ids=["over", "ended", "another process of that id", "no time", "no JSON", "no object", "empty"],
+    ids=[
+        "over",
+        "ended",
+        "another process of that id",
+        "no time",
+        "for weeks",
+        "no number",
+        "deep",
+        "no JSON",
+        "no object",
+        "empty",
+    ],
 )
 def test_a_lock_that_counts_no_more(content: bytes, web: tuple[WebServer, Path]) -> None:
     there, root = web
@@ -241,6 +256,43 @@ def test_a_lock_is_renewed_in_time(web: tuple[WebServer, Path], monkeypatch: Any
         assert json.loads((root / LOCK).read_bytes())["until"] == int(late + LEASE)
 
 
+def test_a_directory_and_a_server_that_leads_to_it_lock_each_other(tmp_path: Path) -> None:
+    root = tmp_path / "repo"
+    environ = PLAIN | {"RSYNC_RSH": str(servers.stand_in_ssh(tmp_path))}
+    there = RsyncServer(f"example.test:{root}", environ, patience=0, settle=0.01)
+    here = Directory(root, patience=0)
+    with here.locked(), pytest.raises(UserError, match="is publishing to"), there.locked():
+        raise AssertionError("locked")
+    with there.locked(), pytest.raises(UserError, match="is publishing to"), here.locked():
+        raise AssertionError("locked")
+    # of a publisher that was killed before a reboot: it had the lock that we have now
+    (root / LOCK).write_bytes(lock_of(system_lock=True))
+    with pytest.raises(UserError, match="is publishing to"), there.locked():
+        raise AssertionError("locked")
+    with here.locked() as renew:
+        renew()
+
+
+def test_links_lead_nowhere_else(tmp_path: Path) -> None:
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "repo"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("x")
+    place = Directory(root, patience=0)
+    place.put({"a": b"1"})
+    (root / "link").symlink_to(elsewhere)
+    for act in (
+        lambda: place.put({"link/new": b"1"}),
+        lambda: place.copy({"link/new": "a"}),
+        lambda: place.delete(["link/precious"]),
+    ):
+        assert "a link leads elsewhere" in refusal(act)
+    (root / ".publishing").rmdir()
+    (root / ".publishing").symlink_to(elsewhere)
+    assert "is a link" in refusal(place.locked().__enter__)
+    assert "is a link" in refusal(lambda: place.put({"b": b"1"}))
+    assert [path.name for path in elsewhere.iterdir()] == ["precious"]
+
+
 # Addresses --------------------------------------------------------------------------------------
 
 
@@ -277,6 +329,8 @@ def test_which_kind_an_address_means(address: str, kind: type, name: str) -> Non
         ("rsync://me:secret@host", "rsync://host names no module"),
         ("rsync://host/", "names no module"),
         ("http:///x", "is not the address of a directory"),
+        ("https://me:secret@[host/x", "this https:// address is none"),
+        ("rsync://me:secret@[host/x", "this rsync:// address is none"),
         ("https://me:secret@host/x?y", "https://host/x is not the address of a directory"),
     ],
 )
@@ -446,6 +500,12 @@ def test_a_web_server_that_keeps_half(odd: WebServer) -> None:
     assert "a has 3 bytes after a PUT of 6" in refusal(lambda: odd.put({"a": b"123456"}))
 
 
+def test_a_web_server_that_breaks_off(odd: WebServer, monkeypatch: Any) -> None:
+    Odd.kept = {"/a": b"123456"}
+    monkeypatch.setattr(Odd, "do_GET", lambda self: self.answer(b"123"))
+    assert "/a failed: " in refusal(lambda: odd.put({"a": b"123456"}))
+
+
 def test_servers_that_are_not_there(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(webserver, "BACKOFF", 0.01)
     port = servers.free_port()
@@ -485,6 +545,27 @@ def test_rsync_passwords(tmp_path: Path) -> None:
         said = refusal(lambda: wrong.read("a"))
         assert "auth failed" in said
         assert "wrong" not in said
+
+
+def test_a_greeting_of_an_rsync_server_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "motd").write_text("Welcome\n\n-rw-r--r-- 1 2026/01/01 00:00:00 apt\n")
+    global_ = f"motd file = {tmp_path}/motd"
+    with servers.rsync_daemon(tmp_path / "served", tmp_path / "rsyncd", before=global_) as address:
+        place = RsyncServer(address, PLAIN)
+        assert not place.holds(["apt", "Welcome"])
+        place.put({"a": b"1"})
+        assert place.holds(["a"])
+
+
+def test_secrets_do_not_reach_rsync_and_ssh(tmp_path: Path) -> None:
+    program = tmp_path / "ssh"
+    program.write_text(f"#!/bin/sh\nenv >{tmp_path}/seen\nexit 1\n")
+    program.chmod(0o755)
+    ours = dict.fromkeys((*SECRETS, AUTH_VARIABLE), "sesame:sesame")
+    place = RsyncServer("host:x", PLAIN | ours | {"RSYNC_RSH": str(program), "SSH_AUTH_SOCK": "/agent"})
+    refusal(lambda: place.read("a"))
+    seen = (tmp_path / "seen").read_text()
+    assert "SSH_AUTH_SOCK=/agent" in seen and "sesame" not in seen
 
 
 def test_a_file_that_vanishes_under_rsync_is_none(tmp_path: Path) -> None:

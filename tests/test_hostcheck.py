@@ -559,3 +559,17 @@ def test_unknown_fails_unless_it_is_advice_and_nothing_found_fails() -> None:
     assert findings.exit_status([Finding("c", findings.UNKNOWN, "on", "?", "look", advice=True)]) == 0
     assert findings.exit_status([findings.unknown("c", "on", "?", "look")]) == 1
     assert findings.exit_status([]) == 1
+
+
+def test_the_kernel_that_runs_is_the_one_that_is_meant(tree: Tree) -> None:
+    """Another one with PREEMPT_RT is not what the host was proven with."""
+    tree.write("/usr/share/virt-rt/kernel", "6.12.1-rt1")
+    found = only(tree.preflight(), "kernel")
+    assert not found.failed and found.wanted == "6.12.1-rt1, PREEMPT_RT"
+    tree.write("/usr/share/virt-rt/kernel", "6.12.1-rt1-0123456789ab")
+    found = only(tree.preflight(), "kernel")
+    assert found.level == findings.FAIL
+    assert found.got.startswith("6.12.1-rt1, PREEMPT_RT") and found.wanted.startswith(
+        "6.12.1-rt1-0123456789ab,"
+    )
+    assert found.remedy.startswith("boot 6.12.1-rt1-0123456789ab; ")

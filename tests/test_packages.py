@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -513,6 +514,15 @@ def test_reasons_of_overrides_do_not_make_new_packages() -> None:
 
 # Programs with their libraries ------------------------------------------------------------------------
 
+THREADS = """\
+#include <pthread.h>
+static void *end(void *nothing) { pthread_exit(nothing); }
+int main(void) {
+  pthread_t thread;
+  return pthread_create(&thread, 0, end, 0) || pthread_join(thread, 0);
+}
+"""
+
 
 @pytest.fixture
 def bundled(tmp_path: Path) -> bundle.Bundle:
@@ -551,6 +561,41 @@ def test_libraries_are_their_distributions_byte_for_byte(bundled: bundle.Bundle,
     version = output("dpkg-query", "--show", "--showformat=${Version}", "libc6")
     assert bundled.versions["libc6"] == version
     assert "GNU" in bundle.licence("libc6").read_text()
+
+
+def test_what_the_c_library_loads_when_a_thread_ends_is_brought_along(tmp_path: Path) -> None:
+    """No program is linked to it, and without it pthread_exit ends the program."""
+    source, program = tmp_path / "main.c", tmp_path / "program"
+    source.write_text(THREADS)
+    compiled = subprocess.run(["cc", "-o", str(program), str(source)], capture_output=True, check=False)
+    if compiled.returncode:
+        pytest.skip("there is no C compiler")
+    place = tmp_path / "opt/bin/program"
+    made = bundle.bundle({str(place): program}, str(tmp_path / "opt/lib"), tmp_path / "work")
+    assert "libgcc_s.so.1" in made.owners["libgcc-s1"]
+    for target, path in made.files.items():
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    loaded = subprocess.run(
+        [place], env={"LD_DEBUG": "files"}, capture_output=True, text=True, check=True
+    ).stderr  # fmt: skip
+    assert f"file={tmp_path}/opt/bin/../lib/libgcc_s.so.1" in loaded.replace("//", "/")
+
+
+def test_licence_texts_that_debian_has_in_one_place_are_in_the_rpm(bench: Bench, tmp_path: Path) -> None:
+    bench.write("licences/checkout/LICENSE", "See /usr/share/common-licenses/GPL, or LGPL-2.1 there:\n"
+                "/usr/share/common-licenses/LGPL-2.1.\n")  # fmt: skip
+    made = bench.make(tmp_path / "out")
+    place = "/usr/share/licenses/virt-rt-example-qemu-q35/common-licenses"
+    there = {path for path in made.members("rpm") if path.startswith(f"{place}/")}
+    assert there == {f"{place}/GPL-3", f"{place}/LGPL-2.1"}
+    assert made.content("rpm", f"{place}/GPL-3") == Path("/usr/share/common-licenses/GPL-3").read_bytes()
+    assert not [path for path in made.members("deb") if "common-licenses" in path]
+    bench.write("licences/checkout/LICENSE", "/usr/share/common-licenses/ODD-9\n")
+    with pytest.raises(
+        packagetext.PackagingError, match="names /usr/share/common-licenses/ODD-9, which is not"
+    ):
+        bench.make(tmp_path / "again")
 
 
 def test_a_library_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -603,6 +648,11 @@ def test_a_guests_service_calls_the_script_that_its_recipe_chooses(
     script = "/opt/virt-rt/qemu-q35/launch/rt-guest/kvmqemu.sh"
     assert f"\nExecStart={script}\n" in text
     assert f"\nExecStopPost={script} --cleanup\n" in text
+    # what the script ends with when it is told to before the guest runs is no failure
+    assert "\n((released)) || exit 143\n" in re.sub(
+        "\n +", "\n", launch_package.content("deb", script).decode()
+    )
+    assert "\nSuccessExitStatus=143\n" in text
     assert "\nEnvironmentFile=-/etc/virt-rt/guests/rt-guest.conf\n" in text
     assert launch_package.members("deb")[script].mode == 0o755
     for kind in ("deb", "rpm"):
@@ -926,6 +976,15 @@ def test_a_linter_that_fails_is_no_clean_bill(
 ) -> None:
     examined.say("rpmlint", "Traceback (most recent call last)", 1)
     with pytest.raises(OSError, match="rpmlint ended with 1"):
+        examined.run(tmp_path / "out", monkeypatch)
+
+
+def test_a_linter_that_passes_over_a_package_is_no_clean_bill(
+    examined: Examined, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Having found errors elsewhere, both end as if nothing had happened."""
+    (examined.tools / "lintian").write_text("#!/bin/sh\necho 'Skipping kernel.deb: it is odd' >&2\nexit 2\n")
+    with pytest.raises(OSError, match="lintian did not examine everything: Skipping kernel.deb"):
         examined.run(tmp_path / "out", monkeypatch)
 
 

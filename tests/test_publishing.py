@@ -371,6 +371,11 @@ def test_a_development_key_stays_at_home(made: Made, tmp_path: Path) -> None:
         assert repository_files(tmp_path / "served") == {}
         there = Publisher(Directory(tmp_path / "repo"), RECIPE, signer, clock=lambda: NOW)
         assert there.publish(directory, PLATFORM, "testing").changed
+    others = made.environ | {OTHER_KEYS: str(tmp_path / "key/public.asc")}
+    with published.signer(others) as signer:
+        away = Publisher(WebServer("http://host.invalid", PLAIN, settle=0), RECIPE, signer)
+        with pytest.raises(UserError, match=r"clients of http://host.invalid would trust it"):
+            away.publish(made.releases["1.0"], PLATFORM, "testing")
 
 
 @pytest.mark.parametrize("left", ["apt", "yum", "state", "key.asc"])
@@ -406,19 +411,31 @@ def damage_json(root: Path) -> None:
     (root / POINTER).write_text("{")
 
 
+def damage_deeply(root: Path) -> None:
+    (root / POINTER).write_text("[" * 100_000)
+
+
+def damage_signer(root: Path) -> None:
+    """Somebody else, with a name that is none and does something to a terminal."""
+    envelope = json.loads((root / POINTER).read_text())
+    envelope["signatures"] = [{"keyid": "\x1b[2J", "sig": ""}]
+    (root / POINTER).write_text(json.dumps(envelope))
+
+
 def damage_state(root: Path) -> None:
     (state,) = (root / "state").iterdir()
     state.write_bytes(state.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("damage", [damage_pointer, damage_json, damage_state])
+@pytest.mark.parametrize("damage", [damage_pointer, damage_json, damage_deeply, damage_signer, damage_state])
 def test_a_damaged_state(damage: Callable[[Path], None], made: Made, tmp_path: Path) -> None:
     root = tmp_path / "repo"
     publisher(made, Directory(root)).publish(made.releases["1.0"], PLATFORM, "testing")
     damage(root)
     before = repository_files(root)
-    with pytest.raises(UserError, match=r"repository"):
+    with pytest.raises(UserError, match=r"repository") as refused:
         publisher(made, Directory(root)).publish(made.releases["1.1"], PLATFORM, "testing")
+    assert refused.value.message.isprintable()
     assert repository_files(root) == before
 
 
@@ -445,7 +462,18 @@ def test_another_key_needs_the_previous_one(made: Made, tmp_path: Path) -> None:
         publisher(made, Directory(root)).publish(made.releases["1.2"], PLATFORM, "testing")
 
 
-@pytest.mark.parametrize("note", ["{", "[]", '{"pointer": 1, "final": "a", "channels": [], "files": []}'])
+def note_of(*files: str) -> str:
+    return json.dumps({"pointer": None, "final": "a", "channels": [], "files": files})
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "{", "[]", "[" * 100_000, '{"pointer": 1, "final": "a", "channels": [], "files": []}',
+        # what it names is retired and deleted, so it may name files of a repository only
+        note_of("../other"), note_of("apt/../../other"), note_of("index.html"), note_of("link/file"),
+    ],
+)  # fmt: skip
 def test_a_damaged_note(note: str, made: Made, tmp_path: Path) -> None:
     root = tmp_path / "repo"
     prepared(made, root, "next")

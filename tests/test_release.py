@@ -47,7 +47,7 @@ from pipeline.releaserecord import (
 )
 from pipeline.spdxbill import spdx
 from pipeline.verifyrelease import BOOKKEEPING, Checkout, Verdict, verify
-from pipeline.verifyrepository import check_rpms, expect_file
+from pipeline.verifyrepository import check_rpms, expect_file, read
 from tests.conftest import ROOT
 from tests.packaging import make_key
 from tests.releasing import GUEST, PATCH, PLATFORM, SOURCES, Workshop
@@ -354,6 +354,11 @@ def drop_a_package(data: Any) -> None:
     data["packages"] = [p for p in data["packages"] if p["name"] != f"virt-rt-host-{PLATFORM}"]
 
 
+def without_gcc(listed: str) -> Callable[[Any], None]:
+    """Drop a package that is in a builder alone."""
+    return lambda data: data.update({listed: [each for each in data[listed] if each["name"] != "gcc"]})
+
+
 def other_version(data: Any) -> None:
     next(p for p in data["packages"] if p["name"] == "libc6")["versionInfo"] = "2.40"
 
@@ -425,6 +430,9 @@ TAMPERINGS: dict[str, tuple[Callable[[Made], object], str, str]] = {
     "sums changed": (lambda m: replace_text(m.directory / SUMS, "a", "b"), "signature", "signature is wrong"),
     "sums unsigned": (lambda m: (m.directory / SIGNATURE).unlink(), "signature", "no such file"),
     "nonsense for sums": (lambda m: (m.directory / SUMS).write_text("hello\n"), "files", "no checksum"),
+    "a file twice in the sums": (
+        lambda m: (m.directory / SUMS).write_text((m.directory / SUMS).read_text() * 2), "files", "a file twice"
+    ),
     "no key": (lambda m: (m.directory / KEY).unlink(), "key", "no such file"),
     "no key in the repository": (
         lambda m: (m.directory / "repository" / KEY).write_text("other"), "key", "differ"
@@ -515,6 +523,35 @@ def test_tampering_is_found(tampering: str, made: Made) -> None:
     assert reason in found[check], found
 
 
+def forget_a_step(made: Made) -> None:
+    name = "packages:builder/kernel"
+    edit(made, "materials.json", lambda d: d.pop(name))
+    edit(made, RECORD, lambda d: d["actions"].pop(name))
+    restate(made, lambda s: s["predicate"]["buildDefinition"]["internalParameters"]["action_keys"].pop(name))
+
+
+def other_tree(made: Made) -> None:
+    edit(
+        made, RECORD, lambda d: next(s for s in d["sources"] if s["name"] == "linux-rt").update(tree="f" * 40)
+    )
+    restate(made, tree_of_linux)
+
+
+def failed_proof(made: Made) -> None:
+    edit(made, "proof/boot.json", lambda d: d.update(ok=False))
+    edit(made, RECORD, lambda d: d["proofs"][0].update(ok=False))
+
+
+def other_builder(made: Made) -> None:
+    edit(made, RECORD, lambda d: next(b for b in d["builders"] if b["name"] == "kernel").update(key="f" * 64))
+    restate(
+        made,
+        lambda s: next(
+            b for b in s["predicate"]["runDetails"]["builder"]["builderDependencies"] if b["name"] == "kernel"
+        )["annotations"].update(action_key="f" * 64),
+    )
+
+
 #: What a signer might get wrong: signatures and sums fit, and yet something is not so.
 SLIPS: dict[str, tuple[Callable[[Made], object], str, str]] = {
     "another signer named": (
@@ -536,6 +573,12 @@ SLIPS: dict[str, tuple[Callable[[Made], object], str, str]] = {
         lambda m: edit(m, "sbom.spdx.json", other_commit), "SBOM", "sbom.spdx.json: sources: linux-rt"
     ),
     "no SPDX": (lambda m: (m.directory / "sbom.spdx.json").write_text("{}"), "SBOM", "no SPDX document"),
+    "SPDX without a builder's package": (
+        lambda m: edit(m, "sbom.spdx.json", without_gcc("packages")), "SBOM", "different Debian packages"
+    ),
+    "CycloneDX without a builder's package": (
+        lambda m: edit(m, "sbom.cdx.json", without_gcc("components")), "SBOM", "different Debian packages"
+    ),
     "CycloneDX with another digest": (
         lambda m: edit(m, "sbom.cdx.json", other_digest), "SBOM", "sbom.cdx.json: files: virt-rt-kernel"
     ),
@@ -549,9 +592,25 @@ SLIPS: dict[str, tuple[Callable[[Made], object], str, str]] = {
     "a specification gone": (
         lambda m: edit(m, "materials.json", lambda d: d.pop("source:linux-rt")), "action keys", "source:linux-rt"
     ),
+    "a specification gone everywhere": (
+        forget_a_step, "action keys", "materials.json lacks the action of key"
+    ),
+    "a tree that is not the specification's": (
+        other_tree, "action keys", "source linux-rt: the tree of materials.json is not that of release.json"
+    ),
+    "a builder that is not the specification's": (
+        other_builder, "action keys", "builder kernel: release.json has another key"
+    ),
+    "another version than the repository's": (
+        lambda m: edit(m, RECORD, lambda d: d.update(version="9.9")), "repository state", "not qemu-q35 9.9 alone"
+    ),
+    "other packages than the repository's": (
+        lambda m: edit(m, RECORD, drop_a_package), "repository state", "list different packages"
+    ),
     "a proof that failed": (
         lambda m: edit(m, "proof/boot.json", lambda d: d.update(ok=False)), "proofs", "differ about the verdict"
     ),
+    "a proof that failed, and is said to": (failed_proof, "proofs", "boot.json: the proof failed"),
     "a proof worth more than it is": (
         lambda m: edit(m, "proof/stack.json", lambda d: d.update(latency_verdict="measured")), "proofs", "differ"
     ),
@@ -562,6 +621,16 @@ SLIPS: dict[str, tuple[Callable[[Made], object], str, str]] = {
     "nonsense for a proof": (lambda m: (m.directory / "proof/boot.json").write_text("x"), "proofs", "is not JSON"),
     "no specifications": (
         lambda m: (m.directory / "materials.json").write_text("[]"), "action keys", "holds no specifications"
+    ),
+    "another disk than was booted": (
+        lambda m: flip(m.directory / "images/rt-guest.qcow2"), "proofs", "is not the one that release.json describes"
+    ),
+    "another proof than was described": (
+        lambda m: edit(m, "proof/boot.json", lambda d: d.update(more=1)), "proofs", "boot.json is not the one"
+    ),
+    "another configuration": (
+        lambda m: (m.directory / "kernels/guest.config").write_text("CONFIG_VIRTIO=m\n"),
+        "description", "guest.config is not the configuration",
     ),
     "a proof of another image": (
         lambda m: edit(m, "proof/boot.json", lambda d: d["booted_sha256"].clear()), "proofs", "was booted"
@@ -584,6 +653,24 @@ STATEMENTS: dict[str, tuple[Callable[[Any], object], str]] = {
     "about something else": (lambda s: s["subject"][0].update(name="other"), "differ about"),
     "a file twice": (lambda s: s["subject"].append(s["subject"][0]), "names a file twice"),
     "from another tree": (tree_of_linux, "different sources"),
+    "from another patch": (
+        lambda s: next(
+            d for d in s["predicate"]["buildDefinition"]["resolvedDependencies"]
+            if d.get("annotations", {}).get("kind") == "patch"
+        )["digest"].update(sha256="0" * 64),
+        "different patches",
+    ),
+    "of another version": (
+        lambda s: s["predicate"]["buildDefinition"]["externalParameters"].update(version="9.9"),
+        "is of release:qemu-q35 9.9",
+    ),
+    "by another builder": (
+        lambda s: s["predicate"]["runDetails"]["builder"]["builderDependencies"].pop(), "different builders"
+    ),
+    "with a proof worth more": (
+        lambda s: s["predicate"]["runDetails"]["byproducts"][0]["annotations"].update(worth="measured"),
+        "different proofs",
+    ),
     "another kind": (lambda s: s.update(predicateType="https://example.org/other"), "no statement about a release"),
     "another build": (
         lambda s: s["predicate"]["buildDefinition"].update(buildType="other"), "no statement about a release"
@@ -613,6 +700,8 @@ def test_indexes_lead_nowhere_else(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     with pytest.raises(UserError, match="is not there"):
         expect_file(tmp_path / "pool", "../secret", 1, digest_file(tmp_path / "secret"), "the index")
+    with pytest.raises(UserError, match="leads out of pool"):
+        read(tmp_path / "pool", "../secret")
 
 
 # The lock -------------------------------------------------------------------------------------
@@ -667,12 +756,21 @@ def test_the_command_says_a_line_per_check(made: Made) -> None:
         (("/nonexistent",), "there is no directory /nonexistent"),
         ((str(ROOT / "docs"),), "is no release directory"),
         ((str(ROOT / "docs"), "--key", "/nonexistent"), "--key /nonexistent: no such file"),
+        ((str(ROOT / "docs"), "--key="), "--key : is a directory"),
     ],
 )
 def test_the_command_refuses(arguments: tuple[str, ...], reason: str) -> None:
     done = doit(*arguments)
     assert done.returncode == 2
     assert reason in done.stdout and len(done.stdout.splitlines()) == 2
+
+
+def test_names_of_files_say_nothing_else(made: Made) -> None:
+    (made.directory / "a\nok     files: all is well\x1b[2J").touch()
+    (made.directory / os.fsdecode(b"\xff")).touch()
+    done = doit(str(made.directory), "--no-lock")
+    assert done.returncode == 2 and "\x1b" not in done.stdout
+    assert not any(line.startswith("ok     files") for line in done.stdout.splitlines())
 
 
 # What is remembered, and what changed ---------------------------------------------------------

@@ -103,6 +103,12 @@ def test_a_damaged_development_key_is_named(bare: dict[str, str], tmp_path: Path
         identity(bare, tmp_path)
 
 
+def test_a_development_key_without_its_secret_part_is_named(bare: dict[str, str], tmp_path: Path) -> None:
+    ensure(bare, tmp_path)
+    (tmp_path / signing.DEVELOPMENT_KEY / "secret.asc").unlink()
+    assert "is damaged" in refused(bare, tmp_path).message
+
+
 def test_a_place_that_takes_no_key_is_named(bare: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "config").write_text("a file")
     with pytest.raises(UserError, match="no development key can be made in .*/config: "):
@@ -192,12 +198,24 @@ def test_what_is_no_usable_key_is_refused_and_named(secret: bytes, tmp_path: Pat
         ({signing.KEY: (secret + make_key(tmp_path, "B <b@example.org>")).decode()}, "is several keys"),
         ({signing.KEY: secret.decode(), signing.OTHER_KEYS: str(tmp_path / "none")}, "VIRT_RT_OTHER_KEYS: "),
         ({signing.KEY: secret.decode(), signing.OTHER_KEYS: str(tmp_path / "empty")}, "no public key"),
+        ({signing.KEY_FILE: "~nobody-of-that-name/key"}, "nobody-of-that-name/key: Could not determine"),
     ):
         assert message in refused(path | environ, tmp_path / "config").message
     public = identity(path | {signing.KEY: secret.decode()}, tmp_path)
     assert public is not None
     only_public = refused(path | {signing.KEY: public.public.decode()}, tmp_path)
     assert only_public.message == "what VIRT_RT_SIGNING_KEY holds is no secret key that GnuPG can read"
+
+
+@pytest.mark.parametrize("variable", [signing.KEY_FILE, signing.KEY_ID, signing.OTHER_KEYS])
+@pytest.mark.parametrize("end", ["\n", " "])
+def test_a_key_in_the_wrong_variable_is_not_shown(
+    variable: str, end: str, environ: dict[str, str], secret: bytes, tmp_path: Path
+) -> None:
+    """Messages are in the logs of CI; a key id is an argument of a process."""
+    named = environ if variable == signing.OTHER_KEYS else {"PATH": os.environ["PATH"]}
+    error = refused(named | {variable: secret.decode().replace("\n", end)}, tmp_path)
+    assert error.message == f"{variable} holds a text, not a name" and signing.KEY in error.hint
 
 
 def test_a_key_that_cannot_sign_and_one_that_has_expired_are_refused(tmp_path: Path) -> None:
@@ -212,6 +230,17 @@ def test_a_key_that_cannot_sign_and_one_that_has_expired_are_refused(tmp_path: P
     assert "cannot sign" in refused(path | {signing.KEY: certifies}, tmp_path).message
     gone = refused(path | {signing.KEY: expired}, tmp_path)
     assert "has expired" in gone.message and "docs/signing.md" in gone.hint
+
+
+def test_a_key_that_was_revoked_is_refused(tmp_path: Path) -> None:
+    with gnupg_home(tmp_path) as home:
+        gpg(home, "--passphrase", "", "--quick-gen-key", NAME, "rsa2048", "sign,cert", "never")
+        (revocation,) = (Path(home) / "openpgp-revocs.d").iterdir()
+        # a colon keeps it from being imported by mistake
+        gpg(home, "--import", data=revocation.read_bytes().replace(b":-----BEGIN", b"-----BEGIN"))
+        revoked = gpg(home, "--armor", "--export-secret-keys").decode()
+    error = refused({"PATH": os.environ["PATH"], signing.KEY: revoked}, tmp_path)
+    assert "cannot sign" in error.message and "revoked" in error.hint
 
 
 def test_a_time_before_the_key_is_refused(environ: dict[str, str], tmp_path: Path) -> None:
@@ -377,8 +406,18 @@ def test_what_a_killed_run_left_is_removed_by_the_next(environ: dict[str, str], 
         left = mine.with_name(f"virt-rt-signing.{gone.pid}.left")
         left.mkdir(mode=0o700)
         (left / "passphrase").write_text("secret")
-        assert identity(environ, tmp_path) is not None
-        assert not left.exists() and mine.exists()
+        # somebody else's trap
+        precious = tmp_path / "precious"
+        precious.mkdir(mode=0o755)
+        (precious / "file").touch()
+        trap = left.with_name(f"virt-rt-signing.{gone.pid}.trap")
+        trap.symlink_to(precious)
+        try:
+            assert identity(environ, tmp_path) is not None
+            assert not left.exists() and mine.exists()
+            assert (precious / "file").exists() and precious.stat().st_mode & 0o777 == 0o755
+        finally:
+            trap.unlink()
 
 
 def test_no_secret_is_in_arguments_or_environment_of_a_process(

@@ -626,11 +626,20 @@ class Grub:
         )
         assert text.count(str(root.parent)) == 2
         drop_in.write_text(text)
+        first = root / "etc/grub.d/09_virt-rt"
+        text = first.read_text().replace(" /usr/share/virt-rt/", f" {tree}/usr/share/virt-rt/")
+        assert text.count(str(tree)) == 3
+        first.write_text(text)
+        self.meant = tree / "usr/share/virt-rt/kernel"
         (root / "boot").mkdir()
         for version in ("6.1.0-30-amd64", "6.12.107-rt-virt-host"):
-            (root / f"boot/vmlinuz-{version}").write_text("kernel")
-            (root / f"boot/initrd.img-{version}").write_text("initrd")
+            self.install(version)
         self.default('GRUB_DISTRIBUTOR=Debian\nGRUB_CMDLINE_LINUX_DEFAULT="quiet splash"\n')
+
+    def install(self, version: str) -> None:
+        """Install a kernel."""
+        (self.root / f"boot/vmlinuz-{version}").write_text("kernel")
+        (self.root / f"boot/initrd.img-{version}").write_text("initrd")
 
     def default(self, text: str) -> None:
         """Write /etc/default/grub."""
@@ -743,6 +752,117 @@ def test_tuned_has_a_plain_entry_too(grub: Grub) -> None:
     assert [words(line)[2:] for _, _, line in plain(entries)] == [["quiet"]] * 3
 
 
+# Which kernel starts ---------------------------------------------------------------------------------
+
+#: Two builds of a kernel, the older of which sorts higher, and a kernel of the distribution that is newer than both.
+OLDER, MEANT = "6.12.107-rt-virt-host-fedcba987654", "6.12.107-rt-virt-host-0123456789ab"
+NEWEST = "6.19.10+deb13-amd64"
+DEVICE = "/dev/vda1"
+
+
+@pytest.fixture
+def several(grub: Grub) -> Grub:
+    """A machine with the kernel that its host package means, and others that sort higher."""
+    for version in (OLDER, MEANT, NEWEST):
+        grub.install(version)
+    grub.meant.write_text(f"{MEANT}\n")
+    return grub
+
+
+def started(grub: Grub) -> list[str]:
+    """The release that each entry starts, in the menu's order."""
+    return re.findall(r"^\s*linux\s+\S*/vmlinuz-(\S+) ", grub.text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "setting", ["", "GRUB_DISABLE_SUBMENU=y\n", "GRUB_TOP_LEVEL=/boot/x\n", "GRUB_DEFAULT=0\n"]
+)
+def test_the_kernel_that_is_meant_starts_whichever_sorts_higher(several: Grub, setting: str) -> None:
+    several.default(f'GRUB_DISTRIBUTOR=Debian\nGRUB_CMDLINE_LINUX_DEFAULT="quiet splash"\n{setting}')
+    meant = several.meant.read_text()
+    several.meant.unlink()
+    without, _ = several.entries()
+    assert started(several)[0] == NEWEST
+    several.meant.write_text(meant)
+    entries, told = several.entries()
+    assert "virt-rt:" not in told
+    assert entries[0][:2] == (
+        f"Debian GNU/Linux, with Linux {MEANT}, for real-time guests",
+        f"virt-rt-host-{DEVICE}",
+    )
+    assert words(entries[0][2])[2:] == ["quiet", "splash", *parameters(RECIPES.plans["canoe-pass"])]
+    assert started(several)[0] == MEANT
+    assert re.search(r"^menuentry '.*virt-rt-host-", several.text, re.MULTILINE), "at top level"
+    # the first of those without isolation is of the same kernel; all others are as they were, in their order
+    (index,) = [
+        index for index, (_, name, _) in enumerate(entries) if name == f"virt-rt-plain-virt-rt-host-{DEVICE}"
+    ]
+    assert plain(entries)[0] == entries[index]
+    assert entries[index][0] == f"{entries[0][0]}, without CPU isolation"
+    assert words(entries[index][2])[2:] == ["quiet", "splash"] and started(several)[index] == MEANT
+    assert entries[1:index] + entries[index + 1 :] == without
+    for column in (0, 1):
+        assert len({entry[column] for entry in entries}) == len(entries)
+
+
+def test_an_upgrade_and_a_rollback_move_the_first_entry(several: Grub) -> None:
+    for release in (OLDER, MEANT, OLDER):
+        several.meant.write_text(f"{release}\n")
+        entries, _ = several.entries()
+        assert started(several)[0] == release
+        assert entries[0][1] == f"virt-rt-host-{DEVICE}", "what grub saved stays valid"
+
+
+def test_a_release_is_not_a_pattern(several: Grub) -> None:
+    """Nor is it the beginning of another one."""
+    several.meant.write_text("6.12.107-rt-virt-host\n")
+    several.entries()
+    assert started(several)[0] == "6.12.107-rt-virt-host"
+    several.meant.write_text("6.12.107.rt.virt.host\n")
+    _, told = several.entries()
+    assert started(several)[0] == NEWEST and "grub finds no Linux 6.12.107.rt.virt.host" in told
+
+
+@pytest.mark.parametrize("chosen", [f"gnulinux-{OLDER}-advanced-{DEVICE}", "Windows 11", "saved"])
+def test_another_default_is_respected(several: Grub, chosen: str) -> None:
+    several.default(f'GRUB_CMDLINE_LINUX_DEFAULT=quiet\nGRUB_DEFAULT="{chosen}"\nGRUB_SAVEDEFAULT=true\n')
+    shutil.copy(Path("/etc/grub.d/00_header"), several.root / "etc/grub.d/00_header")
+    entries, _ = several.entries()
+    assert f'set default="{"${saved_entry}" if chosen == "saved" else chosen}"' in several.text
+    assert entries[0][1] == f"virt-rt-host-{DEVICE}"
+    mine = several.text.partition("09_virt-rt ###")[2].partition("### END")[0]
+    assert "savedefault" in mine
+
+
+@pytest.mark.parametrize("chosen", ["2", "1>2"])
+def test_a_default_that_counts_entries_keeps_its_meaning(several: Grub, chosen: str) -> None:
+    several.default(f'GRUB_CMDLINE_LINUX_DEFAULT=quiet\nGRUB_DEFAULT="{chosen}"\n')
+    entries, told = several.entries()
+    assert started(several)[0] == NEWEST and entries[0][1].startswith("gnulinux-simple-")
+    assert f"GRUB_DEFAULT counts entries, so none is put before them for Linux {MEANT}" in told
+    assert plain(entries)[0][1] == f"virt-rt-plain-virt-rt-host-{DEVICE}"
+
+
+def test_a_kernel_that_is_missing_is_told(several: Grub) -> None:
+    entries, told = several.entries()
+    (several.root / f"boot/vmlinuz-{MEANT}").unlink()
+    after, told = several.entries()
+    assert told.count(f"virt-rt: grub finds no Linux {MEANT}") == 1
+    assert f"install linux-image-{MEANT}" in told
+    assert [entry for entry in after if "virt-rt-host" in entry[1]] == []
+    assert [entry for entry in after if entry not in entries] == []
+
+
+def test_without_the_host_package_the_menu_is_grubs(several: Grub) -> None:
+    several.meant.unlink()
+    _, told = several.entries()
+    text = several.text
+    assert "no kernel is named in" in told and "which virt-rt-host-canoe-pass brings" in told
+    (several.root / "etc/grub.d/09_virt-rt").unlink()
+    several.entries()
+    assert re.sub(r"\n### BEGIN \S*09_virt-rt ###\n### END \S* ###\n", "", text) == several.text
+
+
 # Boot entries of rpm systems ------------------------------------------------------------------------
 
 #: grubby(8) as far as it is used, over entries in a JSON file; grubby itself is not in Debian.
@@ -751,6 +871,7 @@ GRUBBY = """\
 import json, os, pathlib, sys
 state = pathlib.Path(os.environ["GRUBBY_STATE"])
 entries = json.loads(state.read_text())
+default = pathlib.Path(os.environ["GRUBBY_STATE"] + ".default")
 options = dict(part.lstrip("-").partition("=")[::2] for part in sys.argv[1:])
 with open(os.environ["GRUBBY_STATE"] + ".calls", "a") as calls:
     print(*sys.argv[1:], file=calls)
@@ -759,7 +880,8 @@ def chosen(which):
     if which == "ALL":
         return list(entries)
     if which == "DEFAULT":
-        return entries[:1]
+        named = [entry for entry in entries if default.exists() and entry["id"] == default.read_text()]
+        return (named or entries)[:1]
     if which.isdigit():
         return [entries[int(which)]]
     return [entry for entry in entries if entry["kernel"] == which]
@@ -783,7 +905,10 @@ elif "remove-kernel" in options:
 elif "add-kernel" in options:
     assert "copy-default" in options
     new = {"kernel": options["add-kernel"], "initrd": options["initrd"], "title": options["title"]}
-    entries.append(entries[0] | new | {"id": entries[0]["id"] + "~custom"})
+    (copied,) = chosen("DEFAULT")
+    entries.append(copied | new | {"id": copied["id"] + "~custom"})
+elif "set-default-index" in options:
+    default.write_text(chosen(options["set-default-index"])[0]["id"])
 else:
     sys.exit("unknown: " + " ".join(sys.argv))
 state.write_text(json.dumps(entries))
@@ -817,6 +942,29 @@ class Grubby:
         """The entries as they are now."""
         loaded: list[dict[str, str]] = json.loads(self.state.read_text())
         return loaded
+
+    def install(self, version: str) -> None:
+        """A kernel's entry becomes the first and the default, as kernel-install has it."""
+        new = {
+            "kernel": f"/boot/vmlinuz-{version}",
+            "args": "ro quiet",
+            "root": "/dev/vda1",
+            "initrd": f"/boot/initramfs-{version}.img",
+            "title": f"Rocky Linux ({version}) 9.6 (Blue Onyx)",
+            "id": f"0123-{version}",
+        }
+        self.state.write_text(json.dumps([new, *self.entries]))
+        self.default = new["id"]
+
+    @property
+    def default(self) -> str:
+        """The id of the entry that starts by itself."""
+        named = self.state.with_name(f"{self.state.name}.default")
+        return named.read_text() if named.exists() else self.entries[0]["id"]
+
+    @default.setter
+    def default(self, name: str) -> None:
+        self.state.with_name(f"{self.state.name}.default").write_text(name)
 
     def run(self, script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a script that uses grubby."""
@@ -874,6 +1022,105 @@ def test_the_plain_copy_is_never_copied(tree: Path, grubby: Grubby) -> None:
     assert done.returncode == 2
     assert "the default entry is the one without CPU isolation" in done.stderr
     assert grubby.entries == entries
+
+
+@pytest.fixture
+def rpm_host(tree: Path, commands: Path, grubby: Grubby) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a script of the tree on a machine that has the kernel that is meant, and a newer one as default."""
+    for version in (MEANT, NEWEST):
+        grubby.install(version)
+    (tree / "usr/share/virt-rt/kernel").write_text(f"{MEANT}\n")
+    (tree / "boot/loader/entries").mkdir(parents=True)
+    executable(commands / "grubby", GRUBBY)
+
+    def call(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        done = run(tree / script, *arguments, path=commands, GRUBBY_STATE=str(grubby.state), ROOT=str(tree))
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return call
+
+
+BLS = "usr/libexec/virt-rt/bootloader-bls"
+PLUGIN = "usr/lib/kernel/install.d/98-virt-rt.install"
+
+
+@pytest.mark.parametrize("verb", ["apply", "copy"])
+def test_rpm_systems_start_the_kernel_that_is_meant(
+    grubby: Grubby, rpm_host: Callable[..., subprocess.CompletedProcess[str]], verb: str
+) -> None:
+    before = grubby.entries
+    for _ in range(2):
+        assert rpm_host(BLS, verb).stderr == ""
+        assert grubby.default == f"0123-{MEANT}"
+        copy = grubby.entries[-1]
+        assert copy["kernel"] == f"/boot/vmlinuz-{MEANT}" and copy["args"] == "ro quiet"
+        # the copy has the same kernel, and may come first
+        grubby.state.write_text(json.dumps([copy, *grubby.entries[:-1]]))
+    rpm_host(BLS, "undo")
+    assert grubby.default == f"0123-{NEWEST}"
+    assert grubby.entries == before
+
+
+def test_another_kernel_does_not_become_the_default(
+    tree: Path, grubby: Grubby, rpm_host: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    rpm_host(BLS, "apply")
+    grubby.install("6.20.0")
+    rpm_host(PLUGIN, "remove", "6.20.0")
+    assert grubby.default == "0123-6.20.0"
+    rpm_host(PLUGIN, "add", "6.20.0", "/boot/efi/x", "/usr/lib/modules/6.20.0/vmlinuz")
+    assert grubby.default == f"0123-{MEANT}"
+    (tree / "usr/share/virt-rt/kernel").unlink()
+    grubby.default = "0123-6.20.0"
+    rpm_host(PLUGIN, "add", "6.20.0")
+    assert grubby.default == "0123-6.20.0"
+    grubby.path.joinpath("grubby").unlink()
+    shutil.rmtree(tree / "boot")
+    rpm_host(PLUGIN, "add", "6.20.0")
+
+
+def test_the_default_that_was_there_comes_back_only_when_it_can(
+    tree: Path, grubby: Grubby, rpm_host: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    rpm_host(BLS, "apply")
+    kept = tree / "var/lib/virt-rt/bootloader-default"
+    assert kept.read_text() == f"0123-{NEWEST}\n"
+    grubby.default = "0123-5.14.0-570"  # a person's choice
+    rpm_host(BLS, "forget")
+    assert grubby.default == "0123-5.14.0-570" and not kept.exists()
+    rpm_host(BLS, "default")
+    grubby.state.write_text(json.dumps([entry for entry in grubby.entries if "5.14.0" not in entry["id"]]))
+    rpm_host(BLS, "forget")
+    assert grubby.default == f"0123-{MEANT}" and not kept.exists()
+
+
+def test_an_entry_that_is_missing_is_told(
+    grubby: Grubby, rpm_host: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    grubby.state.write_text(json.dumps([entry for entry in grubby.entries if MEANT not in entry["id"]]))
+    assert f"no boot entry starts Linux {MEANT}" in rpm_host(BLS, "apply").stderr
+    assert grubby.default == f"0123-{NEWEST}"
+    assert grubby.entries[-1]["kernel"] == f"/boot/vmlinuz-{NEWEST}"
+
+
+def test_an_rpm_installation_in_its_order(
+    tree: Path, grubby: Grubby, rpm_host: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """The host package notes the default before kernel-install, after the transaction, makes a new one."""
+    tool = "usr/sbin/virt-rt-tuning"
+    rpm_host(tool, "package-apply")  # of the tuning
+    rpm_host(tool, "package-note")
+    newer = "6.12.107-rt-virt-host-00000000000a"
+    (tree / "usr/share/virt-rt/kernel").write_text(f"{newer}\n")
+    grubby.install(newer)
+    rpm_host(PLUGIN, "add", newer)
+    rpm_host(tool, "package-apply")
+    assert grubby.default == f"0123-{newer}"
+    assert grubby.entries[-1]["kernel"] == f"/boot/vmlinuz-{newer}"
+    assert "isolcpus=" in grubby.entries[0]["args"]
+    rpm_host(tool, "package-forget")
+    assert grubby.default == f"0123-{NEWEST}"
 
 
 def test_boot_entries_need_grubby(tree: Path) -> None:

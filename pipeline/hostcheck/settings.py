@@ -21,6 +21,8 @@ _VENDORS = ("kvm_intel", "kvm_amd")
 #: The module that is for CPUs of another make, by the `vendor_id` of /proc/cpuinfo.
 _FOREIGN = {"GenuineIntel": "kvm_amd", "AuthenticAMD": "kvm_intel", "HygonGenuine": "kvm_intel"}
 _BOOT_ENTRY = "boot the entry that the tuning installs, not the fallback; see /proc/cmdline"
+#: The release of the kernel that this host was proven with; of the package virt-rt-host.
+_KERNEL = "/usr/share/virt-rt/kernel"
 #: Where a unit's file may be (systemd.unit(5)).
 _UNIT_DIRECTORIES = (
     "/etc/systemd/system",
@@ -32,8 +34,12 @@ _UNIT_DIRECTORIES = (
 
 
 def kernel(machine: Machine, plan: Plan) -> Iterator[Finding]:
-    """PREEMPT_RT by the running kernel's version, and by its configuration where that can be read."""
-    name, wanted = "kernel", "PREEMPT_RT"
+    """PREEMPT_RT by the running kernel's version, and by its configuration where that can be read.
+
+    Where the host's package says which kernel is meant, it is that one and no other.
+    """
+    name, wanted, remedy = "kernel", "PREEMPT_RT", "boot the platform's real-time host kernel"
+    meant = machine.optional(_KERNEL)
     version = machine.text("/proc/version")
     release = machine.text("/proc/sys/kernel/osrelease")
     says = "PREEMPT_RT" in version.split()
@@ -43,7 +49,11 @@ def kernel(machine: Machine, plan: Plan) -> Iterator[Finding]:
     else:
         got = f"{release}, {'' if says else 'not '}PREEMPT_RT, configured {'with' if configured else 'without'} it"
     good = says and configured is not False
-    yield findings.judge(name, good, wanted, got, "boot the platform's real-time host kernel")
+    if meant:
+        good = good and release == meant
+        wanted = f"{meant}, PREEMPT_RT"
+        remedy = f"boot {meant}; virt-rt-tuning apply makes it the kernel that starts by itself"
+    yield findings.judge(name, good, wanted, got, remedy)
 
 
 def _config(machine: Machine, release: str) -> bool | None:
