@@ -344,6 +344,8 @@ def test_what_has_another_key_has_another_version(bench: Bench, tmp_path: Path) 
         ("deb", "postinst", ["configure", ""], "configured qemu-q35 configure\n"),
         ("deb", "postinst", ["configure", "1.1"], "configured qemu-q35 configure\n"),
         ("deb", "postinst", ["abort-upgrade", "1.3"], "configured qemu-q35 abort-upgrade\n"),
+        ("deb", "postinst", ["abort-remove"], "configured qemu-q35 abort-remove\n"),
+        ("deb", "postinst", ["abort-deconfigure"], "configured qemu-q35 abort-deconfigure\n"),
         ("deb", "postinst", ["triggered", "x"], ""),
         ("deb", "prerm", ["remove"], "removing qemu-q35 remove\n"),
         ("deb", "prerm", ["upgrade", "1.3"], ""),
@@ -363,6 +365,30 @@ def test_events_are_those_of_the_package_manager(
         ["/bin/sh", "-s", "--", *arguments], input=text, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+
+
+def test_a_script_ends_at_what_fails(bench: Bench, tmp_path: Path) -> None:
+    bench.write("recipes/example/configured.sh", "# shellcheck shell=sh\nfalse\necho went on\n")
+    made = bench.make(tmp_path / "out")
+    for kind, argument in (("deb", "configure"), ("rpm", "1")):
+        done = subprocess.run(
+            ["/bin/sh", "-s", "--", argument],
+            input=made.scripts(kind)["postinst"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_one_machine_has_one_plan() -> None:
+    """In both formats, packages of two platforms' tunings cannot be there together."""
+    tuning = packagerecipe.load(ROOT)["tuning"]
+    for relation in (tuning.provides, tuning.conflicts):
+        assert relation.deb == relation.rpm == ("virt-rt-tuning",)
+    assert tuning.replaces.deb == ("virt-rt-tuning",), (
+        "for dpkg, which unpacks the one before it removes the other"
+    )
 
 
 def test_a_package_has_no_script_for_nothing(bench: Bench, tmp_path: Path) -> None:
@@ -653,6 +679,8 @@ def test_a_guests_service_calls_the_script_that_its_recipe_chooses(
         "\n +", "\n", launch_package.content("deb", script).decode()
     )
     assert "\nSuccessExitStatus=143\n" in text
+    # the script is told to end, not qemu; and it may give priorities and lock memory
+    assert {"KillMode=mixed", "LimitRTPRIO=99", "LimitMEMLOCK=infinity"} <= set(text.splitlines())
     assert "\nEnvironmentFile=-/etc/virt-rt/guests/rt-guest.conf\n" in text
     assert launch_package.members("deb")[script].mode == 0o755
     for kind in ("deb", "rpm"):
@@ -670,6 +698,18 @@ def test_a_guests_service_calls_the_script_that_its_recipe_chooses(
             ["systemd-analyze", "verify", "--man=no", str(found)], capture_output=True, text=True, check=False
         )
         assert "virt-rt-guest" not in done.stderr, done.stderr
+
+
+def test_a_launch_package_needs_what_its_scripts_call(launch_package: Made) -> None:
+    """What the scripts themselves ask a person to install, and tools of the network and of modules."""
+    script = launch_package.content("deb", "/opt/virt-rt/qemu-q35/launch/rt-guest/kvmqemu.sh").decode()
+    asked = re.search(r"for tool in ([^;]+); do\n +command -v", script)
+    assert asked is not None
+    tools = {word.partition(":")[2] for word in asked[1].split()}
+    assert "jq" in tools
+    essential = {"util-linux"}  # on Debian
+    assert (tools - essential) | {"iproute2", "kmod"} <= set(launch_package.field("Depends").split(", "))
+    assert tools | {"bash", "iproute", "kmod"} <= set(launch_package.query(r"[%{REQUIRENAME}\n]"))
 
 
 def test_a_guests_settings_are_variables_that_its_script_knows(launch_package: Made) -> None:
@@ -868,22 +908,24 @@ def test_a_file_in_two_packages_is_refused(
         assert f"two-qemu-q35 ({kind}): /etc/x is in one-qemu-q35, too\n" in told
 
 
-def test_a_program_that_gives_rights_is_refused(
+@pytest.mark.parametrize("mode", ["4755", "2755", "0646"])
+def test_a_file_that_gives_rights_is_refused(
     examined: Examined,
     bench: Bench,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    mode: str,
 ) -> None:
     (bench.inputs / "kernel/config").chmod(0o644)
     recipe = kernel_recipe("host").replace(
-        'input = "kernel/config"', 'input = "kernel/config"\nmode = "4755"'
+        'input = "kernel/config"', f'input = "kernel/config"\nmode = "{mode}"'
     )
     shutil.rmtree(examined.inputs / "packages/host")
     examined.add(bench.make(tmp_path / "again", recipe=recipe), "host")
     told = refused(examined, tmp_path / "out", monkeypatch, capsys)
-    assert "kernel-host-qemu-q35 (deb): /boot/config-host has mode 4755\n" in told
-    assert "kernel-host-qemu-q35 (rpm): /boot/config-host has mode 4755\n" in told
+    assert f"kernel-host-qemu-q35 (deb): /boot/config-host has mode {mode}\n" in told
+    assert f"kernel-host-qemu-q35 (rpm): /boot/config-host has mode {mode}\n" in told
 
 
 def test_a_need_that_the_set_does_not_meet_is_refused(
@@ -994,6 +1036,8 @@ def test_every_package_is_examined_with_its_own_overrides() -> None:
     assert set(action.upstreams) == {"builder:package-lint", *packed}
     asked = json.loads(action.files["lint.json"].content)
     assert set(asked["overrides"]) == {name.rpartition(":")[2] for name in packed} | {"*"}
+    kernel = PROJECT.recipes.platforms["qemu-q35"].kernel
+    assert asked["fragments"] == {"host": list(kernel.host), "guest": list(kernel.guest)}
     own = packagerecipe.load(ROOT)["launch"].overrides
     assert asked["overrides"]["launch-rt-guest"] == list(msgspec.to_builtins(own))
     reasons: list[Mapping[str, str]] = [each for listed in asked["overrides"].values() for each in listed]
