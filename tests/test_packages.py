@@ -381,14 +381,37 @@ def test_a_script_ends_at_what_fails(bench: Bench, tmp_path: Path) -> None:
         assert (done.returncode, done.stdout) == (1, "")
 
 
-def test_one_machine_has_one_plan() -> None:
-    """In both formats, packages of two platforms' tunings cannot be there together."""
-    tuning = packagerecipe.load(ROOT)["tuning"]
-    for relation in (tuning.provides, tuning.conflicts):
-        assert relation.deb == relation.rpm == ("virt-rt-tuning",)
-    assert tuning.replaces.deb == ("virt-rt-tuning",), (
+@pytest.mark.parametrize("what", ["tuning", "host"])
+def test_one_machine_has_one_plan(what: str) -> None:
+    """In both formats, packages of two platforms cannot be there together."""
+    recipe = packagerecipe.load(ROOT)[what]
+    for relation in (recipe.provides, recipe.conflicts):
+        assert relation.deb == relation.rpm == (f"virt-rt-{what}",)
+    assert recipe.replaces.deb == (f"virt-rt-{what}",), (
         "for dpkg, which unpacks the one before it removes the other"
     )
+
+
+@pytest.mark.parametrize(("owner", "taken_back"), [("qemu-q35", True), ("canoe-pass", False)])
+def test_removing_a_tuning_leaves_that_of_another_platform_in_force(
+    tmp_path: Path, owner: str, taken_back: bool
+) -> None:
+    """rpm removes the one that is replaced when the files of the other are there already."""
+    package = tmp_path / "package"
+    package.write_text(f"virt-rt-tuning-{owner}\n")
+    text = (ROOT / "recipes/packages/tuning/removing.sh").read_text()
+    text = text.replace("{{ name }}", "virt-rt-tuning-qemu-q35").replace(
+        "/usr/share/virt-rt/package", str(package)
+    )
+    called = tmp_path / "bin/virt-rt-tuning"
+    called.parent.mkdir()
+    called.write_text('#!/bin/sh\necho "$@"\n')
+    called.chmod(0o755)
+    path = f"{called.parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-e"], input=text, capture_output=True, text=True, check=True, env={"PATH": path}
+    )
+    assert done.stdout == ("package-remove\n" if taken_back else "")
 
 
 def test_a_package_has_no_script_for_nothing(bench: Bench, tmp_path: Path) -> None:
