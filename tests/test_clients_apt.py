@@ -97,7 +97,8 @@ def test_two_commands_set_up_a_fresh_machine(
     assert set(re.findall(r"\.so[.0-9]* => (\S+)/lib[^/ ]+ ", libraries)) == {f"{PREFIX}/qemu/bin/../lib"}
     machine.sh(f"{PREFIX}/qemu/bin/qemu-system-x86_64 --version")
     modpost = machine.run(f"/usr/src/linux-headers-{kernel}/scripts/mod/modpost -h")
-    assert "sage" in modpost.out and "not found" not in modpost.out, modpost
+    # it knows no -h: that it says so shows that it runs
+    assert re.search("sage|invalid option", modpost.out) and "not found" not in modpost.out, modpost
     assert "preflight" in machine.sh("virt-rt-check --help")
     shown = machine.sh(f"{PREFIX}/launch/{GUEST}/kvmqemu.sh --dry-run")
     assert f"{PREFIX}/qemu/bin/qemu-system-x86_64 " in shown and "chrt -f -p 1 " in shown

@@ -69,6 +69,20 @@ def test_every_thread_is_in_its_place_before_the_guest_runs(built: Path, host: P
     assert f"{pages},{where}" in qemu_arguments(built)
 
 
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one CPU: nowhere else to pin to")
+@pytest.mark.skipif(not may_be_realtime, reason="no right to real-time priorities")
+def test_a_thread_that_ends_while_threads_are_placed_is_no_failure(built: Path, host: PretendSysfs) -> None:
+    write_scripts(built, VARIABLES)
+    (script,) = built.rglob("kvmqemu.sh")
+    listed = 'others+=("${task##*/}"); done\n  for thread'
+    text = script.read_text()
+    assert listed in text
+    nobody = 2**22  # one more than the highest thread id that Linux gives: proc(5), pid_max
+    script.write_text(text.replace(listed, listed.replace("done", f"done; others+=({nobody})")))
+    done = launch(built, "kvmqemu.sh", **KVM | {"HOST_ROOT": str(host.root), "MEM_LOCK": "off"})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.skipif(not may_be_realtime, reason="no right to real-time priorities")
 def test_cpus_that_are_not_isolated_are_used_with_a_loud_warning(built: Path, host: PretendSysfs) -> None:
     host.write("sys/devices/system/cpu/isolated", "")
