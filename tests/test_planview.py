@@ -232,7 +232,7 @@ def checkout(tmp_path: Path) -> Checkout:
     root = tmp_path / "checkout"
     for name in ("pipeline", "recipes", "kernel-configs", "docs"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "elements"))
-    for name in ("dodo.py", "pyproject.toml"):
+    for name in ("dodo.py", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, root)
     return Checkout(root)
 
