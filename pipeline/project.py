@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline import (
+    boot,
     drivers,
     history,
     image,
     inputs,
     kernel,
-    lab,
     launch,
     libvirt,
     lint,
@@ -181,7 +181,7 @@ class Project:
         for name, platform in asked.platforms.items():
             guests = asked.guests_of(name)
             add(tuning.tuning(self.root, name, platform, asked.plans[name], guests, self.settings))
-            add(lab.boot_proof(self.root, name, platform, guests))
+            add(boot.boot_proof(self.root, name, platform, guests))
             if platform.stack_proof:
                 for action in stack.stack_proof(
                     self.root, name, platform, guests, asked.plans[name], self.settings

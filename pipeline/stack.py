@@ -15,11 +15,11 @@ import msgspec
 
 from pipeline.action import ALL, Action, File, Output, Upstream
 from pipeline.architecture import architecture
+from pipeline.boot import BUILDER
 from pipeline.cpuplan import HostPlan
 from pipeline.image import DISK, image_name
 from pipeline.inputs import ROOTFS, builder_name
 from pipeline.kernel import kernel_name
-from pipeline.lab import BUILDER
 from pipeline.launch import launch
 from pipeline.qemu import qemu_name
 from pipeline.recipes import Function, Guest, Platform, VirtualFunction

@@ -31,7 +31,7 @@ PRODUCTS = {
     "launch:rt-guest",
     "libvirt:rt-guest",
     "tuning:qemu-q35",
-    "lab:qemu-q35",
+    "boot:qemu-q35",
     "stack:qemu-q35",
     "package:qemu-q35:guest-kernel",
     "package:qemu-q35:guest-rt-guest",
@@ -152,14 +152,14 @@ def test_one_line_of_the_guests_config_touches_only_the_guest(built: Standin) ->
         "kernel-headers-guest",
         "kernel-image-guest",
     )
-    of_all = {f"{kind}:qemu-q35" for kind in ("lab", "stack", "lint", "repo", "release")}
+    of_all = {f"{kind}:qemu-q35" for kind in ("boot", "stack", "lint", "repo", "release")}
     packed = {f"package:qemu-q35:{what}" for what in packages}
     assert stale == {"kernel:qemu-q35:guest", "image:rt-guest"} | of_all | packed
-    why = built.doit("why", "lab:qemu-q35")
+    why = built.doit("why", "boot:qemu-q35")
     assert why.status == 0
     assert why.out == f"kernel:qemu-q35:guest: {GUEST_CONFIG} changed\n    +CONFIG_EXTRA=y\n"
     assert started(built.doit().out) == stale
-    assert built.doit("why", "lab:qemu-q35").out == "lab:qemu-q35: nothing changed since the last result\n"
+    assert built.doit("why", "boot:qemu-q35").out == "boot:qemu-q35: nothing changed since the last result\n"
 
 
 def test_undoing_a_change_finds_the_earlier_results(built: Standin) -> None:
@@ -357,11 +357,11 @@ def test_what_a_failed_step_made_is_kept_beside_its_log(project: Standin) -> Non
     project.append("recipes/steps/lab-boot.sh", "exit 1\n")
     done = project.doit()
     assert done.status == 1
-    kept = project.root / "artifacts/log/lab:qemu-q35.failed"
+    kept = project.root / "artifacts/log/boot:qemu-q35.failed"
     assert f"what it left: {kept}\n" in done.out
     assert (kept / "console-rt-guest-outside.log").read_text() == "booted\n"
     assert (
-        "[platform:qemu-q35] not tried, since lab:qemu-q35 release:qemu-q35 failed\n"
+        "[platform:qemu-q35] not tried, since boot:qemu-q35 release:qemu-q35 failed\n"
         in project.doit("-c").out
     )
 

@@ -32,7 +32,19 @@ export KCFLAGS="-ffile-prefix-map=$source/= -ffile-prefix-map=$obj/=" KAFLAGS="-
 export CCACHE_COMPILERCHECK=content
 cc=gcc
 if [[ -n ${CCACHE_DIR:-} ]]; then
-  cc="ccache gcc"
+  # A file that the assembler includes (.incbin) is in no list of dependencies: of two kernels of one size, ccache would
+  # give the second the compressed image, or the configuration, of the first. Such a source is always compiled.
+  cc=/build/work/cc
+  cat >"$cc" <<'END'
+#!/bin/sh
+for argument; do
+  case $argument in
+    *.[cS]) if grep -q '\.incbin' "$argument"; then exec gcc "$@"; fi ;;
+  esac
+done
+exec ccache gcc "$@"
+END
+  chmod +x "$cc"
 fi
 
 kmake() {

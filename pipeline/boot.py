@@ -1,8 +1,4 @@
-"""The lab: where what was built is run and proven, without RT hardware.
-
-*Boot* level: every guest of a platform boots both ways with our own qemu under emulation, and is
-held against its plan.
-"""
+"""The boot proof: every guest boots both ways with our own qemu, emulated, and is held against its plan."""
 
 from __future__ import annotations
 
@@ -34,9 +30,9 @@ HELPERS = (
 DURATION_S, INTERVAL_US = 10, 10_000
 
 
-def lab_name(platform: str) -> str:
-    """Name of the action that proves a platform."""
-    return f"lab:{platform}"
+def boot_name(platform: str) -> str:
+    """Name of the action that boots a platform's guests."""
+    return f"boot:{platform}"
 
 
 def boot_proof(root: Path, name: str, platform: Platform, guests: Mapping[str, Guest]) -> Action:
@@ -63,7 +59,7 @@ def boot_proof(root: Path, name: str, platform: Platform, guests: Mapping[str, G
         }
     logs = [f"console-{guest}-{way}.log" for guest in guests for way in ("outside", "inside")]
     return Action(
-        name=lab_name(name),
+        name=boot_name(name),
         kind="boot-proof",
         version=1,
         arch=platform.arch,
@@ -78,5 +74,5 @@ def boot_proof(root: Path, name: str, platform: Platform, guests: Mapping[str, G
         environment={"PLATFORM": name},
         outputs=(Output("boot.json"), *(Output(log) for log in logs)),
         resource="lab",
-        place=f"{name}/lab",
+        place=f"{name}/boot",
     )
