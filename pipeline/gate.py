@@ -11,29 +11,34 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+
+try:
+    from pipeline.measure.cyclictestdata import ACCOUNTED_SHARE, MEASURED_SHARE, slept_through
+    from pipeline.measure.cyclictestdata import parse_cyclictest as parse_cyclictest
+    from pipeline.measure.reading import MalformedError as MalformedError
+    from pipeline.measure.reading import parse_cpulist as parse_cpulist
+    from pipeline.measure.reading import shown
+except ImportError:  # in a step their files lie beside this one
+    from cyclictestdata import (  # type: ignore[import-not-found, no-redef]
+        ACCOUNTED_SHARE,
+        MEASURED_SHARE,
+        parse_cyclictest,
+        slept_through,
+    )
+    from reading import (  # type: ignore[import-not-found, no-redef]
+        MalformedError,
+        parse_cpulist,
+        shown,
+    )
 
 #: cyclictest is asked for this priority (`-p80`).
 PRIORITY = 80
 
 #: `SCHED_FIFO` in field 41 of /proc/PID/stat (sched(7)).
 FIFO = 1
-
-#: A wake-up that comes later than the next one is due makes cyclictest skip those it slept through. On a
-#: shared machine that emulates the vCPUs this happens: with four times as many busy processes as cores, 16 %
-#: of the cycles at a period of 10 ms and 65 % at 1 ms were lost so. Being late is a matter of latency, which
-#: emulation says nothing about; being absent is not. So of the planned cycles each thread must account for
-#: nine tenths, as measured or as slept through by the lateness it recorded itself (the last tenth: threads
-#: start after the clock of `-D` does), and, for something to have been measured at all, have measured half.
-ACCOUNTED_SHARE, MEASURED_SHARE = 0.9, 0.5
-
-
-class MalformedError(ValueError):
-    """An answer is missing, cut short or not of its form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +88,6 @@ class Thread:
     cpus: tuple[int, ...]
 
 
-def parse_cpulist(text: str) -> tuple[int, ...]:
-    """CPU numbers, ascending, of a list in the kernel's format (`0,2-3`); an empty list for empty text.
-
-    Raises `MalformedError` for anything else, ranges that run backwards included.
-    """
-    cpus: set[int] = set()
-    for part in text.strip().split(",") if text.strip() else ():
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise MalformedError(f"not a CPU list: {text.strip()!r}")
-        span = range(int(first), int(last if dash else first) + 1)
-        if not span:
-            raise MalformedError(f"a range that runs backwards: {text.strip()!r}")
-        cpus.update(span)
-    return tuple(sorted(cpus))
-
-
 def parse_answers(raw: bytes) -> dict[str, Answer]:
     """The guest's answers by name, from all that came over its port.
 
@@ -146,31 +134,6 @@ def parse_threads(text: str) -> list[Thread]:
     return threads
 
 
-def parse_cyclictest(text: str) -> dict[str, Any]:
-    """cyclictest's JSON, with the parts that a verdict needs known to be there and of their types."""
-    try:
-        data = json.loads(text)
-        if data["return_code"] != 0:
-            raise MalformedError(f"cyclictest's own return code is {data['return_code']}")
-        threads = data["thread"]
-        if not threads or data["num_threads"] != len(threads):
-            raise MalformedError(f"num_threads is {data['num_threads']}, threads listed: {len(threads)}")
-        for thread in threads.values():
-            histogram = thread["histogram"]
-            counts = [thread[key] for key in ("cpu", "cycles", "min", "max")]
-            if not all(type(count) is int and count >= 0 for count in [*counts, *histogram.values()]):
-                raise MalformedError("a count is not a number")
-            if not all(latency.isdecimal() for latency in histogram):
-                raise MalformedError("a latency in the histogram is not a number")
-            if not thread["min"] <= thread["avg"] <= thread["max"]:
-                raise MalformedError("the average is not between minimum and maximum")
-    except MalformedError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MalformedError(f"not cyclictest's JSON: {type(error).__name__}: {error}") from error
-    return dict(data)
-
-
 def judge(raw: bytes, wanted: Expectations) -> list[Finding]:
     """Hold everything a guest sent over its port against what was promised.
 
@@ -200,7 +163,7 @@ def judge(raw: bytes, wanted: Expectations) -> list[Finding]:
 
     def cpus(name: str) -> tuple[str, bool]:
         found = parse_cpulist(text(name))
-        return _cpus(found), found == wanted.isolated
+        return shown(found), found == wanted.isolated
 
     def units() -> tuple[str, bool]:
         states = text("unwanted").split()
@@ -218,7 +181,7 @@ def judge(raw: bytes, wanted: Expectations) -> list[Finding]:
         measuring = [thread for thread in threads if thread.policy == FIFO]
         others = [thread for thread in threads if thread.policy != FIFO]
         got = "; ".join(
-            f"policy {thread.policy} priority {thread.priority} CPUs {_cpus(thread.cpus)}"
+            f"policy {thread.policy} priority {thread.priority} CPUs {shown(thread.cpus)}"
             for thread in threads
         )
         spread = sorted(thread.cpus for thread in measuring) == [(cpu,) for cpu in wanted.isolated]
@@ -232,7 +195,7 @@ def judge(raw: bytes, wanted: Expectations) -> list[Finding]:
     def measured() -> tuple[str, bool]:
         threads = parse_cyclictest(text("cyclictest"))["thread"]
         found = sorted(thread["cpu"] for thread in threads.values())
-        return _cpus(found), found == list(wanted.isolated)
+        return shown(found), found == list(wanted.isolated)
 
     planned = wanted.duration_s * 1_000_000 // wanted.interval_us
     least = math.ceil(planned * MEASURED_SHARE)
@@ -241,8 +204,7 @@ def judge(raw: bytes, wanted: Expectations) -> list[Finding]:
     def cycles() -> tuple[str, bool]:
         threads = parse_cyclictest(text("cyclictest"))["thread"].values()
         counts = [
-            (thread["cpu"], thread["cycles"], _slept_through(thread, wanted.interval_us))
-            for thread in threads
+            (thread["cpu"], thread["cycles"], slept_through(thread, wanted.interval_us)) for thread in threads
         ]
         got = ", ".join(f"CPU {cpu}: {count} and {slept}" for cpu, count, slept in sorted(counts))
         return got, all(count >= least and count + slept >= least_accounted for _, count, slept in counts)
@@ -259,16 +221,16 @@ def judge(raw: bytes, wanted: Expectations) -> list[Finding]:
     same("release", wanted.release)
     same("config", "CONFIG_PREEMPT_RT=y")
     check("cmdline", "the kernel's command line", lambda: (text("cmdline"), bool(text("cmdline"))))
-    check("isolated", _cpus(wanted.isolated), lambda: cpus("isolated"))
-    check("nohz_full", _cpus(wanted.isolated), lambda: cpus("nohz_full"))
+    check("isolated", shown(wanted.isolated), lambda: cpus("isolated"))
+    check("nohz_full", shown(wanted.isolated), lambda: cpus("nohz_full"))
     same("cyclictest_status", "0")
     check(
         "threads",
-        f"policy {FIFO} priority {PRIORITY}, one on each of CPUs {_cpus(wanted.isolated)}; "
-        f"the others on CPUs {_cpus(wanted.housekeeping)}",
+        f"policy {FIFO} priority {PRIORITY}, one on each of CPUs {shown(wanted.isolated)}; "
+        f"the others on CPUs {shown(wanted.housekeeping)}",
         schedule,
     )
-    check("measured", _cpus(wanted.isolated), measured)
+    check("measured", shown(wanted.isolated), measured)
     check(
         "cycles",
         f"on each CPU of {planned} at least {least} measured, {least_accounted} with those slept through",
@@ -291,20 +253,3 @@ def latencies(raw: bytes) -> dict[str, dict[str, float]]:
         str(thread["cpu"]): {key: thread[key] for key in ("min", "max", "avg", "cycles")}
         for thread in threads
     }
-
-
-def _slept_through(thread: Mapping[str, Any], interval_us: int) -> int:
-    """Cycles that late wake-ups of a thread made it skip, at most; `thread` is cyclictest's, checked.
-
-    A latency in the histogram of n whole intervals skipped n cycles. Of the wake-ups beyond the histogram
-    only the sum of latencies is known, as what the average has more than the histogram.
-    """
-    histogram = {int(latency): count for latency, count in thread["histogram"].items()}
-    beyond = thread["avg"] * thread["cycles"] - sum(latency * count for latency, count in histogram.items())
-    skipped = sum(latency // interval_us * count for latency, count in histogram.items())
-    return int(skipped + max(0, beyond // interval_us))
-
-
-def _cpus(cpus: Sequence[int]) -> str:
-    """CPU numbers for a reader: `1,2,3`."""
-    return ",".join(map(str, cpus)) or "none"

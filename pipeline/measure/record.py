@@ -8,7 +8,7 @@ guest. A record is
     <NNN>-<tool>/       one run of a tool, NNN from 001 in the order of the request
         stdout, stderr  as they came; further files of the tool beside them (cyclictest.json, irqlat.json)
         run.json        what happened; written last, so that a run without it was interrupted
-    end.json            names of all runs with the sha256 of their run.json; written when all are done
+    end.json            sha256 of request.json, machine.json and each run's run.json; written when all are done
 
 All times are nanoseconds, all latencies microseconds, unless a name says otherwise. Nothing here judges.
 """
@@ -93,6 +93,7 @@ class Machine:
     """What a place is, as it said itself.
 
     virtualization  of systemd-detect-virt: `none` on hardware; `kvm`, `qemu` and others in a machine
+    hypervisor      whether /proc/cpuinfo has the flag `hypervisor`
     kernel_version  `uname -v`
     plan_sha256     of the plan it has; empty in a guest, which has none
     config_sha256   of /proc/config.gz, unpacked
@@ -103,6 +104,7 @@ class Machine:
     """
 
     virtualization: str
+    hypervisor: bool
     kernel_release: str
     kernel_version: str
     cmdline: str
@@ -173,6 +175,16 @@ class Run:
     threads: list[Thread]
     loads: list[Load]
     files: dict[str, str]
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class End:
+    """What a whole record is made of: sha256 of its documents; `runs` those of run.json by the name of its run."""
+
+    request: str
+    machine: str
+    runs: dict[str, str]
     schema: int = SCHEMA
 
 
