@@ -19,6 +19,7 @@ from pipeline.boot import boot_name
 from pipeline.cpuplan import HostPlan
 from pipeline.image import DISK, image_name, rootfs_name
 from pipeline.kernel import ROLES, kernel_name
+from pipeline.lab import lab_name
 from pipeline.launch import launch_name
 from pipeline.libvirt import libvirt_name
 from pipeline.locks import PackagesLock, SourcesLock
@@ -27,6 +28,7 @@ from pipeline.releaserecipe import ReleaseRecipe
 from pipeline.releaserecord import (
     CYCLONEDX,
     KEY,
+    LAB,
     MATERIALS,
     PAGE,
     PROOFS,
@@ -155,6 +157,10 @@ def _inputs(name: str, guests: Mapping[str, Guest], actions: Mapping[str, Action
         needed[f"rootfs/{guest}.txt"] = Upstream(rootfs_name(guest), "packages.txt")
         for of in (launch_name(guest), libvirt_name(guest)):
             needed |= {f"scripts/{guest}/{out.name}": Upstream(of, out.name) for out in actions[of].outputs}
+    needed |= {
+        f"{LAB}/{output.name}": Upstream(lab_name(name), output.name)
+        for output in actions[lab_name(name)].outputs
+    }
     for level, of in (("boot", boot_name(name)), ("stack", stack_name(name))):
         if of in actions:
             needed[f"proof/{PROOFS[level]}"] = Upstream(of, PROOFS[level])

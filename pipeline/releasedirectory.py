@@ -21,6 +21,9 @@ from pipeline.cyclonebill import cyclonedx
 from pipeline.dsse import envelope
 from pipeline.errors import InternalError, UserError
 from pipeline.files import digest_file, files_below
+from pipeline.labrecord import RECORD as REPORT
+from pipeline.labrecord import decode as decode_report
+from pipeline.labrecord import report_differs
 from pipeline.locks import PackageSet, SourceLock
 from pipeline.packagefile import Package as PackageFileFound
 from pipeline.packagefile import examine
@@ -32,6 +35,7 @@ from pipeline.releaserecipe import ReleaseRecipe
 from pipeline.releaserecord import (
     CYCLONEDX,
     KEY,
+    LAB,
     MATERIALS,
     PAGE,
     PROOFS,
@@ -98,6 +102,7 @@ def write(step: Step, recipe: ReleaseRecipe, plan: HostPlan, signer: signing.Sig
     if sorted(specs) != sorted([*given["closure"], step.action.name]):
         raise InternalError(f"{step.action.name} is made from other actions than it names", "name them all")
     record = _record(step, sets, patches, {name: keys.key(spec) for name, spec in specs.items()})
+    _check_report(step.inputs / LAB / REPORT, record)
     (out / RECORD).write_bytes(encode(record))
     (out / MATERIALS).write_bytes(json.dumps(specs, indent=1, sort_keys=True).encode() + b"\n")
     step.log(f"{len(record.packages)} packages of {len(record.sources)} sources")
@@ -274,4 +279,13 @@ def _proofs(given: Path) -> Iterator[Proof]:
             ok=data["ok"],
             evidence=data["evidence"],
             worth=data["latency_verdict"],
+        )
+
+
+def _check_report(path: Path, record: Record) -> None:
+    """The lab's report is of this release; it has no result when it is red."""
+    found = decode_report(path.read_bytes(), f"{LAB}/{path.name}")
+    if difference := report_differs(found, record):
+        raise InternalError(
+            f"the lab's report is not of this release: {difference}", "make both of the same proofs"
         )

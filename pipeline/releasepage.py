@@ -6,9 +6,10 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.labrecord import PAGE as REPORT
 from pipeline.releasechanges import Changes
 from pipeline.releaserecipe import RepositoryRecipe
-from pipeline.releaserecord import PAGE, Record
+from pipeline.releaserecord import LAB, PAGE, Record
 from pipeline.rendering import render_template
 from pipeline.topology import cpulist
 
@@ -45,6 +46,7 @@ def page(
             "passed": all(proof.ok for proof in record.proofs),
             "emulated": any(proof.evidence == "emulated" for proof in record.proofs),
             "levels": {proof.level: SEEN[proof.level] for proof in record.proofs},
+            "report": f"{LAB}/{REPORT}",
             "changes": changes,
             "shown": SHOWN,
             "picture": base64.b64encode(picture.encode()).decode(),

@@ -27,6 +27,8 @@ UNSUMMED = (SUMS, SIGNATURE, PROVENANCE)
 #: The directory with what `repo:<platform>` made, and the proofs' files in `proof/`, by level.
 REPOSITORY = "repository"
 PROOFS = {"boot": "boot.json", "stack": "stack.json"}
+#: The directory with the lab's report.
+LAB = "proof/lab"
 #: Where published releases are remembered, below the checkout, and how many of each platform.
 MEMORY = "recipes/releases"
 REMEMBERED = 2

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 from pipeline import keys
 from pipeline.errors import UserError
 from pipeline.files import digest_file, files_below
+from pipeline.labrecord import RECORD as REPORT
+from pipeline.labrecord import decode, report_differs
 from pipeline.locks import PackagesLock, SourcesLock
 from pipeline.packagefile import examine
 from pipeline.provenance import Statement
-from pipeline.releaserecord import CYCLONEDX, MATERIALS, SPDX, Record
+from pipeline.releaserecord import CYCLONEDX, LAB, MATERIALS, SPDX, Record
 from pipeline.verifyrepository import read, refused
 
 
@@ -227,6 +229,14 @@ def check_proofs(directory: Path, record: Record, sums: Mapping[str, str]) -> st
         if sums.get(path) != digest:
             raise refused(f"{path} is not the one that release.json describes")
     return "; ".join(said)
+
+
+def check_report(directory: Path, record: Record) -> str:
+    """The lab's report is of this release, and says of its proofs what they say."""
+    report = decode(read(directory, f"{LAB}/{REPORT}"), f"{LAB}/{REPORT}")
+    if difference := report_differs(report, record):
+        raise refused(f"{LAB}/{REPORT} is not of this release: {difference}")
+    return ", ".join(f"{level.name} {level.verdict}" for level in report.levels)
 
 
 def check_lock(

@@ -116,6 +116,7 @@ class _Release:
         yield from self._checked(
             "proofs", lambda: verifycontents.check_proofs(self.directory, self.record, self.sums)
         )
+        yield from self._checked("report", lambda: verifycontents.check_report(self.directory, self.record))
         if self.checkout is None:
             yield Verdict("lock", "note", "not compared with a checkout's locks")
         else:
