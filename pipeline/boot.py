@@ -21,6 +21,8 @@ STEP = "recipes/steps/lab-boot.sh"
 HELPERS = (
     "pipeline/bootproof.py",
     "pipeline/gate.py",
+    "pipeline/measure/cyclictestdata.py",
+    "pipeline/measure/reading.py",
     "recipes/lab/virt-rt-proof.service",
     "recipes/lab/virt-rt-proof.sh",
 )

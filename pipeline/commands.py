@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.face import JSON_OPTION, Face, action_names, guarded, one_action, session
 from pipeline.plan import State
 from pipeline.reporter import Reporter
-from pipeline.tasks import Session
+from pipeline.tasks import MEASURE, Session, measured_platforms
 
 #: How many steps may be under way; the executor's own limits decide what really runs side by side.
 PARALLEL = 4
@@ -37,7 +37,10 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
 
     def _execute(self, continue_: bool = False, num_process: int = 0, single: bool = False) -> int:
         current = session()
-        names = action_names(current.project, list(self.sel_tasks or []))
+        asked = list(self.sel_tasks or [])
+        measured = measured_platforms(asked, current.project.recipes.platforms)
+        others = [name for name in asked if name.partition(":")[0] != MEASURE]
+        names = action_names(current.project, others) if others or not measured else []
         _bring_signer(current, names)
         current.select(names)
         _tell_warnings(current, names)

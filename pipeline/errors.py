@@ -29,3 +29,7 @@ class InternalError(VirtRtError):
     """Our own fault."""
 
     exit_status: ClassVar[int] = 1
+
+
+class RedError(VirtRtError):
+    """What was proven is red; what the step made tells why, and is kept beside its log."""

@@ -21,7 +21,7 @@ from typing import Protocol
 from pipeline import history
 from pipeline.action import Action, File, Resource
 from pipeline.engine import LABEL, PROJECT, Container, Engine, builder_image
-from pipeline.errors import InternalError, UserError, VirtRtError
+from pipeline.errors import InternalError, RedError, UserError, VirtRtError
 from pipeline.files import remove_tree
 from pipeline.graph import Graph
 from pipeline.keys import Spec
@@ -316,7 +316,14 @@ class Executor:
     def _run(self, stage: Stage, log: StepLog) -> None:
         action = stage.action
         if action.run is not None:
-            action.run(_Step(action, stage.inputs, stage.out, stage.work, self, log))
+            try:
+                action.run(_Step(action, stage.inputs, stage.out, stage.work, self, log))
+            except RedError as error:
+                if kept := stage.keep_evidence():
+                    error.hint = (
+                        f"{error.hint}; what it left: {kept}" if error.hint else f"what it left: {kept}"
+                    )
+                raise
             self._check_cancelled(action)
             return
         if action.builder is None:

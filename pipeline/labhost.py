@@ -43,6 +43,9 @@ HOSTNAME, DISK_MIB = "lab-host", 3072
 MASKED_UNITS = (
     "apt-daily-upgrade.timer",
     "apt-daily.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
     "getty@tty1.service",
     "ldconfig.service",
     "serial-getty@ttyS0.service",

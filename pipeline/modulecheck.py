@@ -1,15 +1,17 @@
 """Whether a kernel will load the modules that were built for it. Runs alone, inside the driver step.
 
 A module loads when its vermagic names the kernel's release and every symbol that it needs is exported, by the kernel
-or by a module beside it. modpost says the latter, too, but a Makefile can make warnings of its errors.
+or by a module beside it. modpost says the latter, too, but a Makefile can make warnings of its errors. The programs
+that come with them run on any distribution when they need no shared library of it.
 
-Exit status: 0 all will load, 2 at least one will not, each with a line that says why.
+Exit status: 0 all will load and run, 2 at least one will not, each with a line that says why.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -34,7 +36,11 @@ def needed(text: str) -> frozenset[str]:
 def information(text: str) -> dict[str, Any]:
     """What `modinfo --null` says: `vermagic`, `license`, `description` as text, those of `LISTED` as lists."""
     told: dict[str, Any] = {field: [] for field in LISTED}
-    for field, _, value in (line.partition("=") for line in text.split("\0") if line):
+    for line in filter(None, text.split("\0")):
+        field, _, value = line.partition("=")
+        if line.startswith("parm:"):  # told as for people, although the rest is not
+            told["parm"].append(line.removeprefix("parm:").strip())
+            continue
         if field == "depends":
             told[field] = [name for name in value.split(",") if name]
         elif field in LISTED:
@@ -60,6 +66,27 @@ def faults(
     return found
 
 
+def program_fault(content: bytes, headers: str) -> str:
+    """Why a program would not run on any distribution, or nothing; `headers` is what `readelf -l` says of an ELF."""
+    if content.startswith(b"#!"):
+        return ""
+    if not content.startswith(b"\x7fELF"):
+        return "is neither an ELF program nor a script"
+    if not re.search(r"^Elf file type is (EXEC|DYN) ", headers, re.MULTILINE):
+        return "is an ELF file that cannot be run"
+    if re.search(r"^\s+INTERP\s", headers, re.MULTILINE):
+        return "needs shared libraries: let its Makefile heed LDFLAGS, which has -static"
+    return ""
+
+
+def test_of(tool: str, words: Sequence[str], programs: Sequence[Path]) -> dict[str, Any] | None:
+    """The test command as it runs on the machine: its first word may be the name of one of `programs`."""
+    if not words:
+        return None
+    places = {program.name: str(program) for program in programs}
+    return {"tool": tool, "argv": [places.get(words[0], words[0]), *words[1:]]}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the check; returns its exit status."""
     parser = argparse.ArgumentParser(prog="modulecheck")
@@ -67,6 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--driver", required=True, help="the driver's name")
     parser.add_argument("--symbols", type=Path, nargs="+", required=True, help="Module.symvers files")
     parser.add_argument("--autoload", nargs="*", default=[], help="modules that are loaded at boot")
+    parser.add_argument("--root", type=Path, required=True, help="the tree that is installed at /")
+    parser.add_argument(
+        "--programs", type=Path, nargs="*", default=[], help="programs, as paths in that tree"
+    )
+    parser.add_argument("--test-tool", default="command", help="what runs the test: command or irqlat")
+    parser.add_argument("--test", default="", help="the test command, a word on each line")
     parser.add_argument("--modules", type=Path, required=True, help="the directory that holds the modules")
     parser.add_argument("--document", type=Path, required=True, help="where what is known of them is written")
     options = parser.parse_args(arguments)
@@ -94,6 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.autoload
         if name.replace("-", "_") not in names
     ]
+    for program in options.programs:
+        path = options.root / program.relative_to("/")
+        content = path.read_bytes() if path.is_file() else b""
+        headers = _run("readelf", "-lW", str(path)) if content.startswith(b"\x7fELF") else ""
+        if fault := program_fault(content, headers):
+            wrong.append(f"the program {program.name} {fault}")
     for line in wrong:
         print(f"driver: {line}", file=sys.stderr)
     if wrong:
@@ -104,6 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "kernelrelease": options.release,
         "autoload": [name.replace("-", "_") for name in options.autoload],
         "modules": modules,
+        "programs": [str(program) for program in options.programs],
+        "test": test_of(options.test_tool, options.test.splitlines(), options.programs),
+        "signer": None,
     }
     options.document.write_text(json.dumps(document, indent=1) + "\n")
     return 0

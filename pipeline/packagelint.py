@@ -231,11 +231,11 @@ def _findings(
 
 
 def judge(
-    findings: Iterable[Finding], overrides: Mapping[str, list[dict[str, str]]], recipe_of: Mapping[str, str]
+    findings: Iterable[Finding], overrides: Mapping[str, list[dict[str, Any]]], recipe_of: Mapping[str, str]
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """What is not accepted, a line for each tag of a package, and what is, counted.
 
-    An override that accepts nothing is not accepted itself.
+    An override that accepts nothing is not accepted itself, unless it is `optional`.
 
     `overrides` are by recipe's package (`what`) or `ALL`, `recipe_of` gives that of a package's name.
     """
@@ -262,7 +262,7 @@ def judge(
     lines = [f"{same[0]}{f' ({len(same)} such)' if len(same) > 1 else ''}" for same in refused.values()]
     for owner, listed in overrides.items():
         for index, override in enumerate(listed):
-            if not used[owner, index]:
+            if not used[owner, index] and not override.get("optional", False):
                 where = "recipes/lint.toml" if owner == ALL else owner
                 lines.append(
                     f"{where}: nothing to accept: {override['tool']}: {override['tag']} {override['about']}"

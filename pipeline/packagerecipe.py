@@ -111,12 +111,14 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Override(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A finding of lintian or rpmlint that is accepted, and why. `about` is a pattern (fnmatch) of what it says."""
+    """A finding of lintian or rpmlint that is accepted, and why. `about` is a pattern (fnmatch) of what it says;
+    `optional` that not each package made by this recipe has it, which else is refused."""
 
     tool: Literal["lintian", "rpmlint"]
     tag: Line
     about: Line = "*"
     reason: Line
+    optional: bool = False
 
 
 class PackageRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

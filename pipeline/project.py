@@ -14,6 +14,8 @@ from pipeline import (
     image,
     inputs,
     kernel,
+    lab,
+    labhost,
     launch,
     libvirt,
     lint,
@@ -194,11 +196,13 @@ class Project:
         for action in maker.shared(asked.platforms):
             add(action)
         for name, platform in asked.platforms.items():
-            built = {driver: recipe for driver, recipe in asked_drivers.items() if name in recipe.platforms}
-            for driver, recipe in built.items():
-                if recipe.source is not None and inputs.source_name(recipe.source) not in made:
-                    add(self._source(recipe.source))
-                add(drivers.driver(self.root, name, platform, driver, recipe))
+            built = drivers.builds(asked_drivers, name)
+            for build in built:
+                brought = build.recipe.source
+                if brought is not None and inputs.source_name(brought) not in made:
+                    add(self._source(brought))
+                for action in drivers.actions(self.root, name, platform, build, self.environ):
+                    add(action)
             packed_here = maker.of_platform(name, platform, asked.guests_of(name), built)
             for action in packed_here:
                 add(action)
@@ -211,6 +215,12 @@ class Project:
                     name, platform.arch, packed, checks, self.release, self.signer, self.environ, self.config
                 )
             )
+            if platform.stack_proof:
+                if labhost.disk_name(platform.arch) not in made:
+                    add(labhost.disk(self.root, platform.arch))
+                installed = labhost.packages_of(name, asked.guests_of(name), built, packed)
+                add(labhost.labhost(self.root, name, platform, asked.plans[name], self.settings, installed))
+            add(lab.lab(self.root, name, platform, asked.plans[name], made))
             add(releases.release(name, platform, asked.guests_of(name), asked.plans[name], made))
         return list(made.values())
 

@@ -83,6 +83,7 @@ class Platform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     `topology` names a file of `recipes/topologies/`; `housekeeping_cpus` is by default the first core of each
     socket; `choices` are settings of `recipes/tuning.toml` that trade safety for latency, off unless named.
+    Without `high_resolution_timers` the host's kernel gets `highres=off`, as a guest's may, see `Guest`.
     `stack_proof` has the lab emulate this machine whole and run a guest in it: every CPU is then a thread of qemu.
     """
 
@@ -91,6 +92,7 @@ class Platform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     topology: Name
     housekeeping_cpus: CpuList | None = None
     choices: tuple[Name, ...] = ()
+    high_resolution_timers: bool = True
     kernel: PlatformKernel
     qemu: PlatformQemu
     limits: Limits | None = None

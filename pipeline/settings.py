@@ -24,6 +24,9 @@ RECIPE = "recipes/tuning.toml"
 #: Pages from this size (KiB) are taken on the command line: later no memory is left in one piece of that size.
 BOOT_PAGE_KIB = 1024 * 1024
 
+#: The choice of a platform without high-resolution timers.
+WITHOUT_TIMERS = "high-resolution-timers-off"
+
 #: What values may name, as `_words` fills it in; `isolated_cpu` in a file's name makes one file for each of them.
 PLACEHOLDERS = ("isolated", "housekeeping", "housekeeping_mask")
 _EACH = "{isolated_cpu}"
@@ -157,12 +160,19 @@ def load(root: Path) -> Table:
 
 
 def chosen(root: Path, name: str, platform: Platform, table: Table) -> tuple[str, ...]:
-    """The choices of a platform; a UserError names the line of one that does not exist."""
+    """The choices of a platform, the one that its timers amount to among them.
+
+    A UserError names the line of one that does not exist.
+    """
     for index, choice in enumerate(platform.choices):
         if choice not in table.choices:
             place = place_of(root / "recipes" / "platforms" / f"{name}.toml", root, "choices", str(index))
             raise _unknown(choice, table, f"{place}: ")
-    return platform.choices
+    if platform.high_resolution_timers or WITHOUT_TIMERS in platform.choices:
+        return platform.choices
+    if WITHOUT_TIMERS not in table.choices:
+        raise _unknown(WITHOUT_TIMERS, table, f"recipes/platforms/{name}.toml: high_resolution_timers: ")
+    return *platform.choices, WITHOUT_TIMERS
 
 
 def _unknown(choice: str, table: Table, place: str = "") -> UserError:

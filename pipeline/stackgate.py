@@ -9,12 +9,13 @@ in the finding.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 try:
     from pipeline.gate import Answer, Finding, MalformedError, parse_answers
+    from pipeline.stackrecords import Received
 except ImportError:  # in the step its file lies beside this one
     from gate import (  # type: ignore[import-not-found, no-redef]
         Answer,
@@ -22,6 +23,32 @@ except ImportError:  # in the step its file lies beside this one
         MalformedError,
         parse_answers,
     )
+    from stackrecords import Received  # type: ignore[import-not-found, no-redef]
+
+#: What can be broken before it is judged, each with the findings that must then be red, and no others.
+SABOTAGES: dict[str, tuple[str, ...]] = {
+    "unit-unmasked": (
+        "guest masked units",
+        "kernel inside: guest masked units",
+        "service: guest masked units",
+    ),
+    "isolation-removed": ("host command line", "preflight"),
+    "vcpu-unpinned": ("audit",),
+    "emulator-on-rt-cpu": ("audit",),
+    "vf-not-restored": ("devices after",),
+    "driver-missing": (
+        "device driver loaded",
+        "device measured",
+        "device interrupts",
+        "device interrupts counted",
+    ),
+}
+
+#: What irqlat measures of each interrupt.
+PATHS = ("handler", "thread")
+
+#: What the guest counts of its virtual function.
+COUNTERS = ("rx", "tx", "interrupts")
 
 #: The board's devices by vendor and device number: the NIC, a virtual function of it, and `edu`
 #: (docs/specs/edu.rst and hw/net/igb_regs.h of qemu).
@@ -43,6 +70,11 @@ class Expectations:
     physical, function PCI addresses: the function with virtual ones, and the device given whole
     release            `uname -r` of the host; guest_release of the guest
     isolated           the guest's isolated vCPUs, as the kernel lists them
+    emulator           the CPUs of qemu's other threads, likewise
+    masked             units of the guest that are masked
+    boot               which kernel the guest's service boots: `inside` or `outside` of its disk
+    echoes             packets that are sent through the virtual function
+    interrupts         how many the device that is given whole is asked for
     """
 
     guest: str
@@ -55,6 +87,11 @@ class Expectations:
     physical: str
     function: str
     isolated: str
+    emulator: str
+    masked: Sequence[str]
+    boot: str
+    echoes: int
+    interrupts: int
     release: str
     guest_release: str
 
@@ -67,8 +104,8 @@ class Expectations:
         ]
 
 
-def judge(raw: bytes, wanted: Expectations) -> list[Finding]:
-    """Hold everything the host sent over its port against what was promised.
+def judge(raw: bytes, wanted: Expectations, received: Received) -> list[Finding]:
+    """Hold everything the host sent over its ports against what was promised.
 
     Always the same findings in the same order, but for one case: when the answers as a whole cannot be
     trusted (see `gate.parse_answers`), that is the only finding.
@@ -77,115 +114,268 @@ def judge(raw: bytes, wanted: Expectations) -> list[Finding]:
         answers = parse_answers(raw)
     except MalformedError as error:
         return [Finding("answers", "all of the host's, with their checksum", str(error), False)]
-    findings = [Finding("answers", "all of the host's, with their checksum", f"{len(answers)} answers", True)]
+    judgement = _Judgement(answers, wanted)
+    judgement.findings.append(
+        Finding("answers", "all of the host's, with their checksum", f"{len(answers)} answers", True)
+    )
+    judgement.host()
+    judgement.first_start()
+    judgement.use()
+    judgement.ended()
+    judgement.records(received)
+    judgement.killed()
+    judgement.came_back()
+    return judgement.findings
 
-    def answer(name: str) -> Answer:
-        if name not in answers:
+
+class _Judgement:
+    """The findings so far, and the answers that they are about."""
+
+    def __init__(self, answers: Mapping[str, Answer], wanted: Expectations) -> None:
+        self.answers, self.wanted = answers, wanted
+        self.findings: list[Finding] = []
+
+    # What is told ---------------------------------------------------------------------------------
+
+    def answer(self, name: str) -> Answer:
+        if name not in self.answers:
             raise MalformedError(f"no answer named {name}")
-        return answers[name]
+        return self.answers[name]
 
-    def text(name: str) -> str:
-        return str(answer(name).text).strip()
+    def text(self, name: str) -> str:
+        return str(self.answer(name).text).strip()
 
-    def check(name: str, promise: str, examine: Callable[[], tuple[str, bool]]) -> None:
+    def of_guest(self, source: str, name: str) -> Answer:
+        """What the guest answered; `source` is the host's answer that has all of the guest's."""
         try:
-            got, ok = examine()
-        except MalformedError as error:
-            got, ok = str(error), False
-        findings.append(Finding(name, promise, got, ok))
-
-    def same(name: str, source: str, promise: str) -> None:
-        check(name, promise or "(nothing)", lambda: (text(source) or "(nothing)", text(source) == promise))
-
-    def status(name: str, source: str, promise: int, meaning: str) -> None:
-        def examine() -> tuple[str, bool]:
-            found = answer(source)
-            said = f": {_joined(found.text.strip())}" if found.text.strip() else ""
-            return f"status {found.status}{said}", found.status == promise
-
-        check(name, f"status {promise}: {meaning}", examine)
-
-    def realtime(name: str, told: Callable[[], str]) -> None:
-        check(name, "PREEMPT_RT", lambda: (told(), "PREEMPT_RT" in told().split()))
-
-    def idle(name: str, source: str) -> None:
-        check(
-            name,
-            "; ".join(wanted.idle),
-            lambda: (_joined(text(source)), text(source).split("\n") == wanted.idle),
-        )
-
-    def bound(name: str, source: str) -> None:
-        check(name, "the guest's two devices driven by vfio-pci", lambda: _bound(text(source), wanted))
-
-    # The host.
-    same("host running", "running", "running")
-    same("host failed units", "failed", "")
-    realtime("host version", lambda: text("version"))
-    same("host release", "release", wanted.release)
-
-    def parameters() -> tuple[str, bool]:
-        missing = [each for each in wanted.parameters if each not in text("cmdline").split()]
-        return f"not there: {' '.join(missing)}" if missing else "all", bool(
-            wanted.parameters
-        ) and not missing
-
-    check("host command line", "every parameter of the plan", parameters)
-    check("preflight", "nothing red", lambda: _green(answer("preflight"), "preflight"))
-    idle("devices before", "devices_before")
-
-    # The guest.
-    def told(name: str) -> str:
-        try:
-            guest = parse_answers(answer("guest").text.encode())
+            guest = parse_answers(self.answer(source).text.encode())
         except MalformedError as error:
             raise MalformedError(f"from the guest: {error}") from error
         if name not in guest:
             raise MalformedError(f"from the guest: no answer named {name}")
-        return str(guest[name].text).strip()
+        return guest[name]
 
-    def of_guest(name: str, promise: str) -> None:
-        check(f"guest {name}", promise, lambda: (told(name), told(name) == promise))
+    def told(self, source: str, name: str) -> str:
+        return str(self.of_guest(source, name).text).strip()
 
-    status("guest booted", "booted", 0, "in time")
-    realtime("guest version", lambda: told("version"))
-    of_guest("release", wanted.guest_release)
-    of_guest("hypervisor", "kvm")
-    of_guest("isolated", wanted.isolated)
+    # Findings of a kind ---------------------------------------------------------------------------
 
-    def seen() -> tuple[str, bool]:
-        found = told("pci").split()
-        return " ".join(found), found.count(VIRTUAL_ID) == 1 and found.count(FUNCTION_ID) == 1
+    def check(self, name: str, promise: str, examine: Callable[[], tuple[str, bool]]) -> None:
+        try:
+            got, ok = examine()
+        except MalformedError as error:
+            got, ok = str(error), False
+        self.findings.append(Finding(name, promise, got, ok))
 
-    check("guest devices", f"one {VIRTUAL_ID} and one {FUNCTION_ID}", seen)
-    bound("devices passed", "devices_running")
+    def same(self, name: str, told: Callable[[], str], promise: str) -> None:
+        self.check(name, promise or "(nothing)", lambda: (told() or "(nothing)", told() == promise))
 
-    # The plan kept, broken by hand, and kept again.
-    moved = f"{wanted.guest}: vCPU {wanted.vcpu} wanted on CPU {wanted.cpu}, found on CPU {wanted.other_cpu}"
-    check("audit", "green", lambda: _green(answer("audit"), "audit"))
-    status("vCPU moved", "move", 0, "taskset")
-    check("audit after the move", f"red for one reason: {moved}", lambda: _red(answer("audit_moved"), wanted))
-    status("vCPU moved back", "move_back", 0, "taskset")
-    check("audit after the move back", "green", lambda: _green(answer("audit_back"), "audit"))
+    def status(self, name: str, source: str, promise: int, meaning: str) -> None:
+        def examine() -> tuple[str, bool]:
+            found = self.answer(source)
+            said = f": {_joined(found.text.strip())}" if found.text.strip() else ""
+            return f"status {found.status}{said}", found.status == promise
 
-    # Ended by a signal.
-    status("guest ended", "ended", 0, "in time after SIGTERM")
-    status("guest shut down", "status", 0, "qemu's, after a clean shutdown")
-    status("qemu gone", "qemu_after", 0, "no process of the guest is left")
-    idle("devices after", "devices_after")
+        self.check(name, f"status {promise}: {meaning}", examine)
 
-    # Killed.
-    status("started again", "again", 0, "placed as planned")
-    bound("devices passed again", "devices_again")
-    status("cleanup while it runs", "cleanup_running", REFUSED, "refused")
-    status("qemu killed", "kill_qemu", 0, "it was there")
-    status("qemu ended", "qemu_killed", 0, "no process of the guest is left")
-    bound("devices after the kill", "devices_killed")
-    status("cleanup", "cleanup", 0, "everything undone")
-    idle("devices after cleanup", "devices_cleaned")
-    status("second cleanup", "cleanup_again", 0, "nothing to do")
-    idle("devices after second cleanup", "devices_cleaned_again")
-    return findings
+    def realtime(self, name: str, told: Callable[[], str]) -> None:
+        self.check(name, "PREEMPT_RT", lambda: (told(), "PREEMPT_RT" in told().split()))
+
+    def idle(self, name: str, source: str) -> None:
+        promise = self.wanted.idle
+        self.check(
+            name,
+            "; ".join(promise),
+            lambda: (_joined(self.text(source)), self.text(source).split("\n") == promise),
+        )
+
+    def bound(self, name: str, source: str) -> None:
+        self.check(
+            name,
+            "the guest's two devices driven by vfio-pci",
+            lambda: _bound(self.text(source), self.wanted),
+        )
+
+    def audit(self, name: str, source: str) -> None:
+        self.check(name, "green", lambda: _green(self.answer(source), "audit"))
+
+    def guest(self, prefix: str, source: str, firmware: str) -> None:
+        """What a guest says of itself at every start."""
+        wanted = self.wanted
+
+        def same(name: str, promise: str) -> None:
+            self.same(f"{prefix}guest {name}", lambda: self.told(source, name), promise)
+
+        self.realtime(f"{prefix}guest version", lambda: self.told(source, "version"))
+        same("release", wanted.guest_release)
+        same("hypervisor", "kvm")
+        same("firmware", firmware)
+        same("isolated", wanted.isolated)
+
+        def masked() -> tuple[str, bool]:
+            found = self.told(source, "masked").split("\n")
+            odd = [f"{unit}: {state}" for unit, state in zip(wanted.masked, found, strict=False)]
+            odd = [each for each in odd if not each.endswith(": masked")]
+            if len(found) != len(wanted.masked):
+                raise MalformedError(f"{len(found)} answers for {len(wanted.masked)} units")
+            return "; ".join(odd) or f"all {len(found)}", bool(wanted.masked) and not odd
+
+        self.check(f"{prefix}guest masked units", "all of the image's", masked)
+
+        def seen() -> tuple[str, bool]:
+            found = self.told(source, "pci").split()
+            return " ".join(found), found.count(VIRTUAL_ID) == 1 and found.count(FUNCTION_ID) == 1
+
+        self.check(f"{prefix}guest devices", f"one {VIRTUAL_ID} and one {FUNCTION_ID}", seen)
+
+    # Findings in their order ----------------------------------------------------------------------
+
+    def host(self) -> None:
+        """Before any guest."""
+        wanted = self.wanted
+        self.same("host running", lambda: self.text("running"), "running")
+        self.same("host failed units", lambda: self.text("failed"), "")
+        self.realtime("host version", lambda: self.text("version"))
+        self.same("host release", lambda: self.text("release"), wanted.release)
+
+        def parameters() -> tuple[str, bool]:
+            missing = [each for each in wanted.parameters if each not in self.text("cmdline").split()]
+            got = f"not there: {' '.join(missing)}" if missing else "all"
+            return got, bool(wanted.parameters) and not missing
+
+        self.check("host command line", "every parameter of the plan", parameters)
+        self.check("preflight", "nothing red", lambda: _green(self.answer("preflight"), "preflight"))
+        self.idle("devices before", "devices_before")
+
+    def first_start(self) -> None:
+        """By kvmqemu.sh: the plan kept, broken by hand, and kept again."""
+        wanted = self.wanted
+        self.status("guest booted", "booted", 0, "in time")
+        self.status("guest finished", "finished", 0, "in time")
+        self.guest("", "guest", "none")
+        self.bound("devices passed", "devices_running")
+        moved = (
+            f"{wanted.guest}: vCPU {wanted.vcpu} wanted on CPU {wanted.cpu}, found on CPU {wanted.other_cpu}"
+        )
+        self.audit("audit", "audit")
+        self.status("vCPU moved", "move", 0, "taskset")
+        self.check(
+            "audit after the move",
+            f"red for one reason: {moved}",
+            lambda: _red(self.answer("audit_moved"), wanted),
+        )
+        self.status("vCPU moved back", "move_back", 0, "taskset")
+        self.audit("audit after the move back", "audit_back")
+
+    def use(self) -> None:
+        """The devices at work in the guest."""
+        echoes = self.wanted.echoes
+        self.same("VF driver", lambda: self.told("guest", "vf"), "driver=igbvf carrier=1")
+        self.status("VF listens", "listens", 0, "in time")
+        self.check(
+            "VF traffic",
+            f"{echoes} of {echoes} came back",
+            lambda: (
+                self.text("traffic"),
+                self.answer("traffic").status == 0
+                and self.text("traffic") == f"{echoes} of {echoes} came back",
+            ),
+        )
+
+        def rose() -> tuple[str, bool]:
+            before, after = (_counters(self.told("guest", name)) for name in ("vf_before", "vf_after"))
+            more = {name: after[name] - before[name] for name in COUNTERS}
+            told = ", ".join(f"{count} {name}" for name, count in more.items())
+            return told, more["rx"] >= echoes and more["tx"] >= echoes and more["interrupts"] > 0
+
+        self.check("VF counters", f"at least {echoes} packets in and out, and interrupts", rose)
+
+        interrupts = self.wanted.interrupts
+
+        def well(name: str, meaning: str) -> None:
+            def examine() -> tuple[str, bool]:
+                found = self.of_guest("guest", name)
+                return f"status {found.status}: {_joined(found.text.strip())}", found.status == 0
+
+            self.check(f"device {meaning}", "status 0", examine)
+
+        well("irqlat_loaded", "driver loaded")
+        well("irqlat_run", "measured")
+        self.check(
+            "device interrupts",
+            f"{interrupts} asked for, {interrupts} measured, none lost, on the isolated vCPU",
+            lambda: _irqlat(self.told("guest", "irqlat"), self.wanted),
+        )
+
+        def counted() -> tuple[str, bool]:
+            before, after = (_number(self.told("guest", f"irqlat_{name}")) for name in ("before", "after"))
+            return f"{before}, then {after}", after - before >= interrupts
+
+        self.check("device interrupts counted", f"at least {interrupts} more", counted)
+
+    def ended(self) -> None:
+        """By a signal."""
+        self.status("guest ended", "ended", 0, "in time after SIGTERM")
+        self.status("guest shut down", "status", 0, "qemu's, after a clean shutdown")
+        self.status("qemu gone", "qemu_after", 0, "no process of the guest is left")
+        self.idle("devices after", "devices_after")
+
+    def records(self, received: Received) -> None:
+        """The directories of host and guest."""
+        self.status("records of the host", "records_host", 0, "sent")
+        self.status("records of the guest", "records_guest", 0, "sent")
+        promise = sorted(["host", f"guest-{self.wanted.guest}"])
+
+        def whole() -> tuple[str, bool]:
+            got = received.fault or ", ".join(sorted(received.digests)) or "none"
+            told = self.told("guest", "sent")
+            if not received.fault and received.digests.get(f"guest-{self.wanted.guest}") != told:
+                return f"{got}; the guest's are not those that it sent", False
+            return got, not received.fault and sorted(received.digests) == promise
+
+        self.check("records", f"{', '.join(promise)}, whole", whole)
+
+    def killed(self) -> None:
+        """Started by kvmqemu-rfs.sh; then script and qemu are killed."""
+        self.status("kernel inside: guest booted", "inside_booted", 0, "in time")
+        self.status("kernel inside: guest finished", "inside_finished", 0, "in time")
+        self.guest("kernel inside: ", "inside_guest", "uefi")
+        self.audit("kernel inside: audit", "inside_audit")
+        self.bound("kernel inside: devices passed", "inside_devices")
+        self.status("cleanup while it runs", "cleanup_running", REFUSED, "refused")
+        self.status("qemu killed", "kill_qemu", 0, "it was there")
+        self.status("qemu ended", "qemu_killed", 0, "no process of the guest is left")
+        self.bound("devices after the kill", "devices_killed")
+        self.status("cleanup", "cleanup", 0, "everything undone")
+        self.idle("devices after cleanup", "devices_cleaned")
+        self.status("second cleanup", "cleanup_again", 0, "nothing to do")
+        self.idle("devices after second cleanup", "devices_cleaned_again")
+
+    def came_back(self) -> None:
+        """By its service, after the host was booted again; then stopped by systemd."""
+        self.status("service enabled", "enable", 0, "systemctl")
+
+        def rebooted() -> tuple[str, bool]:
+            before, after = self.text("boot_id"), self.text("again_boot_id")
+            return f"{before}, then {after}", bool(before) and bool(after) and before != after
+
+        self.check("host rebooted", "another boot_id", rebooted)
+        self.same("host running again", lambda: self.text("again_running"), "running")
+        self.same("host failed units again", lambda: self.text("again_failed"), "")
+        self.same("service active", lambda: self.text("service_active"), "active")
+        self.status("service: guest booted", "service_booted", 0, "in time")
+        self.status("service: guest finished", "service_finished", 0, "in time")
+        self.guest("service: ", "service_guest", "uefi" if self.wanted.boot == "inside" else "none")
+        self.audit("service: audit", "service_audit")
+        self.bound("service: devices passed", "service_devices")
+        self.status("service stopped", "service_stop", 0, "systemctl")
+        self.same(
+            "service result",
+            lambda: " ".join(sorted(self.text("service_result").split())),
+            "ExecMainStatus=0 Result=success",
+        )
+        self.status("service: qemu gone", "service_qemu", 0, "no process of the guest is left")
+        self.idle("service: devices after", "service_devices_after")
 
 
 def record(raw: bytes) -> dict[str, Any]:
@@ -206,6 +396,42 @@ def record(raw: bytes) -> dict[str, Any]:
 
 def _joined(text: str) -> str:
     return "; ".join(text.split("\n"))
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise MalformedError(f"no number: {text[:80]!r}")
+    return int(text)
+
+
+def _irqlat(text: str, wanted: Expectations) -> tuple[str, bool]:
+    """Whether irqlat says that it measured what it was asked to."""
+    try:
+        said = json.loads(text)
+        got = {name: said[name] for name in ("requested", "samples", "lost", "cpu", "irq_cpu")}
+        counts = {name: sum(said[name]["histogram"].values()) + said[name]["overflows"] for name in PATHS}
+        if (said["schema"], said["tool"]) != (1, "irqlat"):
+            raise MalformedError(f"a document of another kind: {text[:80]!r}")
+    except MalformedError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MalformedError(f"nothing of irqlat's: {text[:80]!r}") from error
+    cpu = wanted.isolated.partition(",")[0].partition("-")[0]
+    promise = {"requested": wanted.interrupts, "samples": wanted.interrupts, "lost": 0}
+    ok = got == promise | {"cpu": int(cpu), "irq_cpu": int(cpu)}
+    told = ", ".join(f"{name} {value}" for name, value in (got | counts).items())
+    return told, ok and set(counts.values()) == {wanted.interrupts}
+
+
+def _counters(text: str) -> dict[str, int]:
+    """What the guest counted, by name; MalformedError when that is not all of `COUNTERS`."""
+    try:
+        counted = {name: int(value) for name, _, value in (word.partition("=") for word in text.split())}
+    except ValueError as error:
+        raise MalformedError(f"no counters: {text[:80]!r}") from error
+    if tuple(counted) != COUNTERS:
+        raise MalformedError(f"no counters: {text[:80]!r}")
+    return counted
 
 
 def _bound(text: str, wanted: Expectations) -> tuple[str, bool]:

@@ -6,20 +6,25 @@ earlier runs is kept in memory and forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from doit import get_var
 from doit.exceptions import BaseFail, TaskError, TaskFailed
 
 from pipeline.action import Action
 from pipeline.artifacts import MANIFEST
 from pipeline.display import Display
 from pipeline.engine import Engine
-from pipeline.errors import VirtRtError
+from pipeline.errors import UserError, VirtRtError
 from pipeline.executor import Cancelled, Executor
 from pipeline.plan import State
 from pipeline.project import DEFAULT_PLATFORM, Project
+
+#: The tasks that measure machines: no actions, since nothing of what they find can be kept for another time.
+MEASURE = "measure"
 
 
 class Memory:
@@ -65,6 +70,7 @@ class Session:
         self.display = Display()
         self._executor: Executor | None = None
         self.states: dict[str, State] = {}
+        self._ending = threading.Event()
 
     @property
     def executor(self) -> Executor:
@@ -82,6 +88,7 @@ class Session:
 
     def cancel(self) -> None:
         """Stop what runs."""
+        self._ending.set()
         if self._executor is not None:
             self._executor.cancel()
 
@@ -115,6 +122,34 @@ class Session:
             return kind(error.message, report=False)
         return None
 
+    def measure(self, platform: str) -> BaseFail | None:
+        """Measure a real machine of a platform; what is asked for are variables on the command line."""
+        from pipeline import measuring  # most runs do without
+
+        given = {name: get_var(name) for name in measuring.VARIABLES}
+        variables = {name: value for name, value in given.items() if value is not None}
+        try:
+            measuring.Measurement(self.project, platform, variables, self.display.say, self._ending).run()
+        except VirtRtError as error:
+            self.display.failed(f"{MEASURE}:{platform}", error)
+            kind = TaskError if error.exit_status == 2 else TaskFailed
+            return kind(error.message, report=False)
+        return None
+
+
+def measured_platforms(names: list[str], platforms: Iterable[str]) -> list[str]:
+    """Which of the task names are measurements, by platform; a `UserError` names those that there could be."""
+    found = []
+    for name in names:
+        kind, _, platform = name.partition(":")
+        if kind != MEASURE:
+            continue
+        if platform not in platforms:
+            known = ", ".join(f"{MEASURE}:{each}" for each in platforms)
+            raise UserError(f"{name} says not which platform's machine to measure", f"write one of: {known}")
+        found.append(platform)
+    return found
+
 
 def tasks(session: Session) -> Iterator[dict[str, Any]]:
     """Every action as a doit task, and one group per platform."""
@@ -128,6 +163,14 @@ def tasks(session: Session) -> Iterator[dict[str, Any]]:
             "doc": f"everything of {platform}, proof included",
             "actions": None,
             "task_dep": list(project.products(platform)),
+        }
+        yield {
+            "basename": MEASURE,
+            "name": platform,
+            "doc": f"measure a real machine of {platform} over ssh: TARGET=user@host",
+            "actions": [(_Measure(session, platform),)],
+            "uptodate": [False],
+            "io": {"capture": False},
         }
 
 
@@ -162,6 +205,17 @@ class _Perform:
 
     def __call__(self) -> BaseFail | None:
         return self._session.perform(self.__name__)
+
+
+class _Measure:
+    """A callable that doit can print by name."""
+
+    def __init__(self, session: Session, platform: str) -> None:
+        self._session, self._platform = session, platform
+        self.__name__ = f"{MEASURE}:{platform}"
+
+    def __call__(self) -> BaseFail | None:
+        return self._session.measure(self._platform)
 
 
 def _check(session: Session, name: str) -> Callable[[], bool]:

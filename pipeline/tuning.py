@@ -54,7 +54,7 @@ def tuning(
     files[PLAN] = File(content, origin=f"the plan of {name}")
 
     def run(step: Step) -> None:
-        from pipeline.checktool import bundle  # a run that makes nothing does without
+        from pipeline import checktool  # a run that makes nothing does without
 
         templates = {
             place.removeprefix(f"{TEMPLATES}/").removesuffix(".j2"): (
@@ -65,7 +65,7 @@ def tuning(
             if place.startswith(TEMPLATES)
         }
         asked = json.loads((step.inputs / PLAN).read_text())
-        write(step.out / ROOT, asked, templates, bundle(step.inputs))
+        write(step.out / ROOT, asked, templates, checktool.CHECK.bundle(step.inputs))
 
     return Action(
         name=tuning_name(name),

@@ -60,10 +60,10 @@ said() { sed -n "s/^ *\\"$1\\": \\"\\([^\\"]*\\)\\".*/\\1/p" "$2" | head -n 1; }
 top() { sed -n "s/^ \\"$1\\": \\"\\(.*\\)\\",*/\\1/p" "$description"; }
 description=/build/in/description.json
 name=$(said name "$description")
-for variable in platform guest; do
+for variable in platform guest driver; do
   name=${name//"{{ $variable }}"/$(said $variable "$description")}
 done
-for file in /build/in/kernel/kernelrelease; do
+for file in /build/in/{kernel,driver}/kernelrelease; do
   if [[ -f $file ]]; then name=${name//"{{ release }}"/$(cat $file)}; fi
 done
 version=$(top release)+g${ACTION_KEY:0:12}
@@ -109,19 +109,52 @@ cat >/build/out/package.json <<DOCUMENT
 DOCUMENT
 """,
     "package-lint.sh": """\
-cat /build/in/packages/*/package.json >/dev/null
-echo '{"packages": 1, "files": 1, "contracts": [], "accepted": []}' >/build/out/lint.json
+documents=(/build/in/packages/*/package.json)
+cat "${documents[@]}" >/dev/null
+contracts=''
+for role in host guest; do
+  for kind in deb rpm; do contracts+="${contracts:+, }{\\"role\\": \\"$role\\", \\"format\\": \\"$kind\\"}"; done
+done
+echo "{\\"packages\\": $((2 * ${#documents[@]})), \\"files\\": 1, \\"contracts\\": [$contracts], \\"accepted\\": []}" \\
+  >/build/out/lint.json
+""",
+    "driver.sh": """\
+release=$(cat /build/in/kernelrelease)
+mkdir -p /build/out/root/usr/lib/modules/"$release"/updates
+cat /build/in/source/* /build/in/headers/* >/build/out/root/usr/lib/modules/"$release"/updates/"$DRIVER.ko"
+echo '{"modules": []}' >/build/out/driver.json
+echo "a licence" >/build/out/licence
+cp /build/in/kernelrelease /build/out/kernelrelease
 """,
     "disk.sh": "cat /build/in/rootfs.tar /build/in/bzImage >/build/out/disk.qcow2\n",
     "lab-boot.sh": """\
 cat /build/in/artifacts/*/launch/*/kvmqemu.sh >/dev/null
-echo '{"ok": true, "evidence": "emulated", "latency_verdict": "none"}' >/build/out/boot.json
+finding='{"findings": [{"name": "all", "wanted": "fine", "got": "fine", "ok": true}]}'
+cat >/build/out/boot.json <<VERDICT
+{"schema": 1, "platform": "$PLATFORM", "ok": true, "evidence": "emulated",
+ "latency_verdict": "emulated: not evidence of latency",
+ "guests": {"rt-guest": {"boots": {"inside": $finding, "outside": $finding}}}}
+VERDICT
 for way in outside inside; do echo booted >"/build/out/console-rt-guest-$way.log"; done
 """,
     "lab-stack.sh": """\
 cat /build/in/artifacts/*/launch/*/kvmqemu.sh /build/in/tuning/root/usr/bin/virt-rt-check >/dev/null
-echo '{"ok": true, "evidence": "emulated", "latency_verdict": "none"}' >/build/out/stack.json
+cat >/build/out/stack.json <<VERDICT
+{"schema": 1, "platform": "$PLATFORM", "ok": true, "evidence": "emulated",
+ "latency_verdict": "emulated: not evidence of latency",
+ "findings": [{"name": "all", "wanted": "fine", "got": "fine", "ok": true}]}
+VERDICT
 for machine in host guest; do echo booted >"/build/out/console-$machine.log"; done
+""",
+    "lab-disk.sh": "cp /build/in/rootfs.tar /build/out/disk.qcow2\n",
+    "lab-host.sh": """\
+cat /build/in/repo/apt/dists/*/InRelease /build/in/repo/key.asc >/build/out/install.log
+cp /build/in/disk.qcow2 /build/out/disk.qcow2
+cat >/build/out/labhost.json <<VERDICT
+{"schema": 1, "platform": "$PLATFORM", "ok": true, "evidence": "emulated",
+ "findings": [{"name": "all", "wanted": "fine", "got": "fine", "ok": true}]}
+VERDICT
+echo booted >/build/out/console.log
 """,
 }
 

@@ -33,6 +33,10 @@ PRODUCTS = {
     "tuning:qemu-q35",
     "boot:qemu-q35",
     "stack:qemu-q35",
+    "driver:qemu-q35:irqlat-guest",
+    "driver:qemu-q35:irqlat-host",
+    "package:qemu-q35:driver-irqlat-guest",
+    "package:qemu-q35:driver-irqlat-host",
     "package:qemu-q35:guest-kernel",
     "package:qemu-q35:guest-rt-guest",
     "package:qemu-q35:host",
@@ -43,6 +47,7 @@ PRODUCTS = {
     "package:qemu-q35:kernel-image-host",
     "package:qemu-q35:launch-rt-guest",
     "package:qemu-q35:qemu",
+    "package:qemu-q35:tools",
     "package:qemu-q35:tuning",
     "lint:qemu-q35",
     "repo:qemu-q35",
@@ -146,6 +151,7 @@ def test_one_line_of_the_guests_config_touches_only_the_guest(built: Standin) ->
     states = built.plan()
     stale = {name for name, state in states.items() if state == "build"}
     packages = (
+        "driver-irqlat-guest",
         "guest-kernel",
         "guest-rt-guest",
         "image-rt-guest",
@@ -154,7 +160,9 @@ def test_one_line_of_the_guests_config_touches_only_the_guest(built: Standin) ->
     )
     of_all = {f"{kind}:qemu-q35" for kind in ("boot", "stack", "lint", "repo", "release")}
     packed = {f"package:qemu-q35:{what}" for what in packages}
-    assert stale == {"kernel:qemu-q35:guest", "image:rt-guest"} | of_all | packed
+    assert (
+        stale == {"kernel:qemu-q35:guest", "driver:qemu-q35:irqlat-guest", "image:rt-guest"} | of_all | packed
+    )
     why = built.doit("why", "boot:qemu-q35")
     assert why.status == 0
     assert why.out == f"kernel:qemu-q35:guest: {GUEST_CONFIG} changed\n    +CONFIG_EXTRA=y\n"
@@ -201,6 +209,7 @@ def test_list_names_the_products(project: Standin) -> None:
     expected = {
         name.replace("qemu-q35", "canoe-pass").replace("rt-guest", "canoe-guest")
         for name in PRODUCTS - {"stack:qemu-q35"}
+        if "irqlat" not in name
     }
     assert of_canoe == {*expected, "platform:canoe-pass"}
     everything = json.loads(project.doit("list", "--all", "--json").out)
@@ -211,7 +220,7 @@ def test_plan_tells_times_once_they_are_known(built: Standin) -> None:
     built.append(GUEST_CONFIG, "CONFIG_EXTRA=y\n")
     rows = {row["task"]: row for row in json.loads(built.doit("plan", "--json").out)}
     assert rows["kernel:qemu-q35:guest"]["expected_seconds"] > 0
-    assert re.search(r"^12 to build, about \d+ s of work$", built.doit("plan").out, re.MULTILINE)
+    assert re.search(r"^14 to build, about \d+ s of work$", built.doit("plan").out, re.MULTILINE)
 
 
 def test_log_shows_a_steps_output_also_in_another_checkout(built: Standin, tmp_path: Path) -> None:
@@ -361,7 +370,7 @@ def test_what_a_failed_step_made_is_kept_beside_its_log(project: Standin) -> Non
     assert f"what it left: {kept}\n" in done.out
     assert (kept / "console-rt-guest-outside.log").read_text() == "booted\n"
     assert (
-        "[platform:qemu-q35] not tried, since boot:qemu-q35 release:qemu-q35 failed\n"
+        "[platform:qemu-q35] not tried, since boot:qemu-q35 lab:qemu-q35 release:qemu-q35 failed\n"
         in project.doit("-c").out
     )
 

@@ -80,8 +80,8 @@ def write_driver(root: Path, recipe: str = RECIPE) -> None:
 def action_of(root: Path, name: str = "hello") -> Action:
     """The action of a driver of that checkout."""
     platforms = Project(ROOT).recipes.platforms
-    driver = drivers.load(root, platforms)[name]
-    return drivers.driver(root, PLATFORM, platforms[PLATFORM], name, driver)
+    (build,) = drivers.builds({name: drivers.load(root, platforms)[name]}, PLATFORM)
+    return drivers.driver(root, PLATFORM, platforms[PLATFORM], build)
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -125,6 +125,28 @@ def test_a_driver_of_a_source_has_the_whole_tree(checkout: Path) -> None:
         ('["hello"]', '["hello world"]', "hello.toml:5: autoload.", ""),
         ("role =", 'make = ["X=$(shell id)"]\nrole =', "hello.toml:3: make.", ""),
         ('"guest"', '"board"', "hello.toml:3: role: invalid enum value", ""),
+        (
+            '"guest"',
+            '"guest"\nroles = ["host"]',
+            "hello.toml:3: a driver has either a role or roles",
+            "one of them",
+        ),
+        ('role = "guest"', 'roles = ["host", "host"]', "hello.toml:3: a role is named twice", "once"),
+        ("role =", 'programs = ["a/x", "b/x"]\nrole =', "hello.toml:3: two programs have one name", "rename"),
+        ("role =", 'programs = ["../x"]\nrole =', "hello.toml:3: programs.", ""),
+        (
+            "role =",
+            'program_target = "all"\nrole =',
+            "hello.toml:3: there are no programs to make",
+            "in programs",
+        ),
+        (
+            "role =",
+            'test = ["hallo"]\nrole =',
+            "hello.toml:3: hallo is none of the driver's programs",
+            "none;",
+        ),
+        ("role =", 'test_tool = "irqlat"\nrole =', "hello.toml:3: there is no test", "write the command"),
         ("role =", 'colour = "red"\nrole =', "hello.toml:3: unknown key colour", "known keys here: desc"),
     ],
 )
@@ -134,6 +156,37 @@ def test_what_a_recipe_may_not_say(checkout: Path, old: str, new: str, message: 
         action_of(checkout)
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+def test_one_recipe_builds_for_both_kernels(checkout: Path) -> None:
+    recipe = checkout / "recipes" / "drivers" / "hello.toml"
+    edit(recipe, 'role = "guest"', 'roles = ["host", "guest"]')
+    platforms = Project(ROOT).recipes.platforms
+    found = drivers.builds(drivers.load(checkout, platforms), PLATFORM)
+    made = {
+        action.name: action
+        for build in found
+        for action in drivers.actions(checkout, PLATFORM, platforms[PLATFORM], build, {})
+    }
+    assert sorted(made) == ["driver:qemu-q35:hello-guest", "driver:qemu-q35:hello-host"]
+    for role in ("host", "guest"):
+        action = made[f"driver:qemu-q35:hello-{role}"]
+        assert action.place == f"qemu-q35/driver/hello-{role}"
+        assert action.inputs["headers"].action == f"kernel:qemu-q35:{role}"
+        assert action.environment["DRIVER"] == "hello"
+    assert drivers.builds(drivers.load(checkout, platforms), "canoe-pass") == ()
+    # the host's alone, where nothing is said
+    edit(recipe, 'roles = ["host", "guest"]', "")
+    (build,) = drivers.builds(drivers.load(checkout, platforms), PLATFORM)
+    assert (build.label, build.role) == ("hello", "host")
+
+
+def test_two_drivers_do_not_make_the_same_package(checkout: Path) -> None:
+    directory = checkout / "recipes" / "drivers"
+    (directory / "hello-host.toml").write_text((directory / "hello.toml").read_text())
+    edit(directory / "hello.toml", 'role = "guest"', 'roles = ["host", "guest"]')
+    with pytest.raises(UserError, match="the drivers hello-host and hello would both make a hello-host"):
+        action_of(checkout)
 
 
 def test_a_drivers_name_is_part_of_a_packages(checkout: Path) -> None:
@@ -154,14 +207,18 @@ def test_links_among_the_sources_are_refused(checkout: Path) -> None:
 SYMVERS = (
     "0x00000000\t_printk\tvmlinux\tEXPORT_SYMBOL\t\n0x00000000\tother\tdrivers/other\tEXPORT_SYMBOL_GPL\t\n"
 )
-MODINFO = "filename=/x/hello.ko\0license=GPL\0alias=a\0alias=b\0depends=one,two\0vermagic=6.12.1-rt SMP\0"
+MODINFO = (
+    "filename:       /x/hello.ko\0license=GPL\0alias=a\0alias=b\0depends=one,two\0vermagic=6.12.1-rt SMP\0"
+    "parm:           spin_us:microseconds, x=1 (uint)\0"
+)
 
 
 def test_what_is_read_of_modules() -> None:
     assert modulecheck.exported([SYMVERS, ""]) == {"_printk", "other"}
     assert modulecheck.needed("_printk U         \nmaybe w         \n\n") == {"_printk"}
     assert modulecheck.information(MODINFO) == {
-        "alias": ["a", "b"], "depends": ["one", "two"], "firmware": [], "parm": [],
+        "alias": ["a", "b"], "depends": ["one", "two"], "firmware": [],
+        "parm": ["spin_us:microseconds, x=1 (uint)"],
         "license": "GPL", "vermagic": "6.12.1-rt SMP",
     }  # fmt: skip
 
@@ -188,11 +245,48 @@ def test_why_a_module_would_not_load(told: dict[str, str], needs: set[str], mess
     assert found == [f"hello.ko: {message}"]
 
 
+STATIC = "Elf file type is EXEC (Executable file)\n  LOAD  0x0\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "fault"),
+    [
+        (b"#!/bin/sh\n", "", ""),
+        (b"\x7fELF", STATIC, ""),
+        (b"\x7fELF", STATIC.replace("EXEC (Executable", "DYN (Position-Independent Executable"), ""),
+        (b"\x7fELF", STATIC + "  INTERP  0x318\n", "needs shared libraries: let its Makefile heed LDFLAGS"),
+        (b"\x7fELF", STATIC.replace("EXEC", "REL"), "is an ELF file that cannot be run"),
+        (b"", "", "is neither an ELF program nor a script"),
+        (b"int main;", "", "is neither an ELF program nor a script"),
+    ],
+)
+def test_programs_run_on_any_distribution(content: bytes, headers: str, fault: str) -> None:
+    found = modulecheck.program_fault(content, headers)
+    assert found.startswith(fault) and bool(found) == bool(fault)
+
+
+def test_the_test_runs_what_is_installed() -> None:
+    programs = [Path("/usr/libexec/virt-rt/drivers/6.12.1-rt/hello/greet")]
+    assert modulecheck.test_of("command", [], programs) is None
+    assert modulecheck.test_of("command", ["greet", "-n", "greet"], programs) == {
+        "tool": "command",
+        "argv": [str(programs[0]), "-n", "greet"],
+    }
+    assert modulecheck.test_of("irqlat", ["/bin/x"], programs) == {"tool": "irqlat", "argv": ["/bin/x"]}
+
+
 def test_no_module_is_no_driver(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "Module.symvers").write_text(SYMVERS)
     (tmp_path / "modules").mkdir()
     arguments = ["--release", "6.12.1-rt", "--driver", "hello", "--symbols", f"{tmp_path}/Module.symvers"]
-    arguments += ["--modules", f"{tmp_path}/modules", "--document", f"{tmp_path}/driver.json"]
+    arguments += [
+        "--root",
+        str(tmp_path),
+        "--modules",
+        f"{tmp_path}/modules",
+        "--document",
+        f"{tmp_path}/driver.json",
+    ]
     assert modulecheck.main(arguments) == 2
     assert "holds no module" in capsys.readouterr().err
     assert not (tmp_path / "driver.json").exists()
@@ -333,6 +427,83 @@ def test_what_no_kernel_would_load_is_refused(
     edit(checkout / "drivers" / "hello" / path, old, new)
     with pytest.raises(StepFailed) as caught:
         build(checkout)
+    assert any(told in line for line in caught.value.tail), caught.value.tail
+    assert caught.value.exit_status == 2
+
+
+PROGRAM = """\
+#include <stdio.h>
+
+int main(void)
+{
+	puts(WORD);
+	return 0;
+}
+"""
+
+
+@pytest.fixture
+def with_program(checkout: Path) -> Path:
+    """The driver with a program in a directory of its own."""
+    tools = checkout / "drivers" / "hello" / "tools"
+    tools.mkdir()
+    (tools / "greet.c").write_text(PROGRAM)
+    (tools / "Makefile").write_text("CFLAGS += -DWORD='\"good day\"'\nall: greet\n")
+    edit(
+        checkout / "recipes" / "drivers" / "hello.toml",
+        "role =",
+        'programs = ["tools/greet"]\ntest = ["greet", "two words"]\nrole =',
+    )
+    return checkout
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_driver_brings_its_programs_and_its_test(with_program: Path, build: Build) -> None:
+    made = build(with_program)
+    subprocess.run(["tar", "-xf", made / "root", "-C", made], check=True)
+    release = (made / "kernelrelease").read_text().strip()
+    place = f"/usr/libexec/virt-rt/drivers/{release}/hello/greet"
+    done = subprocess.run([f"{made}{place}"], capture_output=True, text=True, check=True, env={})
+    assert done.stdout == "good day\n"
+    document = json.loads((made / "driver.json").read_text())
+    assert document["programs"] == [place]
+    assert document["test"] == {"tool": "command", "argv": [place, "two words"]}
+    assert document["signer"] is None
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "old", "new", "told"),
+    [
+        (
+            "drivers/hello/tools/greet.c",
+            "puts(WORD)",
+            "no_such(WORD)",
+            "driver: make did not make tools/greet",
+        ),
+        (
+            "drivers/hello/tools/Makefile",
+            "CFLAGS",
+            "override LDFLAGS :=\nCFLAGS",
+            "greet needs shared libraries",
+        ),
+        ("recipes/drivers/hello.toml", "role =", 'program_target = "no"\nrole =', "must have the target no"),
+        (
+            "recipes/drivers/hello.toml",
+            "tools/greet",
+            "tool/greet",
+            "there is no directory tool in its sources",
+        ),
+    ],
+)
+def test_programs_that_would_not_run_are_refused(
+    with_program: Path, build: Build, path: str, old: str, new: str, told: str
+) -> None:
+    edit(with_program / path, old, new)
+    with pytest.raises(StepFailed) as caught:
+        build(with_program)
     assert any(told in line for line in caught.value.tail), caught.value.tail
     assert caught.value.exit_status == 2
 

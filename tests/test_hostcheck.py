@@ -213,6 +213,12 @@ def test_a_machine_that_keeps_its_plan_is_green(tree: Tree) -> None:
             "contradicted: isolcpus=2",
         ),
         (
+            # what the plan does not ask for, and would lose its guests' timers
+            replace("/proc/cmdline", "isolcpus=", "highres=off isolcpus="),
+            "command line",
+            "contradicted: highres=off",
+        ),
+        (
             replace("/proc/cmdline", "nosoftlockup", "-- nosoftlockup"),
             "command line",
             "missing: nosoftlockup processor.max_cstate=1 hugepagesz=2M hugepages=512",

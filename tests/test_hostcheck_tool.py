@@ -42,7 +42,7 @@ def tool(tmp_path: Path) -> Path:
     """The tool as it is shipped, alone in a directory."""
     path = tmp_path / "bin" / "virt-rt-check"
     path.parent.mkdir()
-    path.write_bytes(checktool.bundle(ROOT))
+    path.write_bytes(checktool.CHECK.bundle(ROOT))
     path.chmod(0o755)
     return path
 
@@ -201,11 +201,11 @@ def test_the_tool_is_the_same_bytes_every_time(tmp_path: Path) -> None:
     for path in copy.rglob("*.py"):
         os.utime(path, (0, 1_000_000_000))
         path.chmod(0o600)
-    assert checktool.bundle(copy) == checktool.bundle(ROOT)
+    assert checktool.CHECK.bundle(copy) == checktool.CHECK.bundle(ROOT)
     (copy / "pipeline/hostcheck/audit.py").write_text("# changed\n")
-    assert checktool.bundle(copy) != checktool.bundle(ROOT)
+    assert checktool.CHECK.bundle(copy) != checktool.CHECK.bundle(ROOT)
     with pytest.raises(InternalError, match="no pipeline/hostcheck"):
-        checktool.bundle(tmp_path)
+        checktool.CHECK.bundle(tmp_path)
 
 
 def test_the_tool_has_its_package_and_nothing_else(tool: Path) -> None:
@@ -219,7 +219,7 @@ def test_the_tool_has_its_package_and_nothing_else(tool: Path) -> None:
 
 
 def test_the_tool_needs_no_more_than_an_old_standard_library() -> None:
-    for path in checktool.sources(ROOT):
+    for path in checktool.CHECK.sources(ROOT):
         parsed = ast.parse(path.read_text(), feature_version=(3, 9))
         for node in ast.walk(parsed):
             names = []

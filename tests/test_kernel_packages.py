@@ -541,8 +541,9 @@ def test_a_drivers_package_is_for_one_kernel(project: Project, machine: Machine,
     (modules / "hello.ko").write_text("module")
     (built / "licence").write_text("Copy it as you like.\n")
     (built / "kernelrelease").write_text(f"{release}\n")
+    (built / "driver.json").write_text('{"schema": 1}\n')
     maker = Maker.of(ROOT, project.release, project.sources_lock)
-    variables = packages.driver_variables("hello", driver)
+    variables = packages.driver_variables(drivers.Build("hello", driver, "guest"))
     action = maker.package(PLATFORM, project.recipes.platforms[PLATFORM], "driver", variables)
     assert action.name == "package:qemu-q35:driver-hello"
     made = make(action, {"driver:qemu-q35:hello": built}, tmp_path / "package")
@@ -551,6 +552,8 @@ def test_a_drivers_package_is_for_one_kernel(project: Project, machine: Machine,
     assert f"linux-image-{release}" in made.rpm_query("--requires")
     assert f"/usr/lib/modules/{release}/updates/hello.ko" in made.deb_files()
     assert f"/usr/lib/modules/{release}/updates/hello.ko" in made.rpm_query("--list")
+    # where tools find it; two builds of one driver are in nobody's way
+    assert f"/usr/share/virt-rt/drivers/{release}/hello.json" in made.deb_files()
     subprocess.run(["dpkg-deb", "--extract", str(made.deb), str(tmp_path / "root")], check=True)
     copyright_text = tmp_path / f"root/usr/share/doc/virt-rt-driver-hello-{release}/copyright"
     assert "Copy it as you like.\n" in copyright_text.read_text()

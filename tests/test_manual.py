@@ -87,6 +87,7 @@ def test_each_page_is_in_a_package() -> None:
     assert installed == {
         "man/kvmqemu.8": "/usr/share/man/man8/kvmqemu-{{ guest }}.8",
         "man/virt-rt-check.1": "/usr/share/man/man1/virt-rt-check.1",
+        "man/virt-rt-measure.1": "/usr/share/man/man1/virt-rt-measure.1",
         "man/virt-rt-tuning.8": "/usr/share/man/man8/virt-rt-tuning.8",
     }
     assert {page.name for page in PAGES} == {file.removeprefix("man/") for file in installed}
@@ -95,7 +96,7 @@ def test_each_page_is_in_a_package() -> None:
 @pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed: `make test` installs it")
 def test_virt_rt_check_has_the_options_of_its_page(page: Callable[[str], Path], tmp_path: Path) -> None:
     tool = tmp_path / "virt-rt-check"
-    tool.write_bytes(checktool.bundle(ROOT))
+    tool.write_bytes(checktool.CHECK.bundle(ROOT))
 
     def told(*arguments: str) -> str:
         command = [sys.executable, str(tool), *arguments, "--help"]
@@ -106,6 +107,31 @@ def test_virt_rt_check_has_the_options_of_its_page(page: Callable[[str], Path], 
     for command in re.findall(r"^    (\w+)\s", told(), re.MULTILINE):
         assert f"virt-rt-check {command} [" in text
     for status in ("0", "1", "2"):
+        assert re.search(rf"EXIT STATUS.* {status} ", text)
+
+
+@pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed: `make test` installs it")
+def test_virt_rt_measure_has_the_commands_and_options_of_its_page(
+    page: Callable[[str], Path], tmp_path: Path
+) -> None:
+    tool = tmp_path / "virt-rt-measure"
+    tool.write_bytes(checktool.MEASURE.bundle(ROOT))
+
+    def told(*arguments: str) -> str:
+        command = [sys.executable, str(tool), *arguments, "--help"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def commands(of: str) -> list[str]:
+        return re.findall(r"^    (\w+)\s", of, re.MULTILINE)
+
+    words = [[command] for command in commands(told()) if command != "trace"]
+    words += [["trace", command] for command in commands(told("trace"))]
+    assert len(words) >= 9
+    text = shown(page("virt-rt-measure.1"))
+    assert options(text) == set().union(*(options(told(*each)) for each in words))
+    for each in words:
+        assert f"virt-rt-measure {' '.join(each)} " in text
+    for status in ("0", "1", "2", "3", "4"):
         assert re.search(rf"EXIT STATUS.* {status} ", text)
 
 

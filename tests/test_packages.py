@@ -518,7 +518,7 @@ def test_a_file_that_a_recipe_names_must_be_there(tmp_path: Path) -> None:
     )
     maker = packages.Maker.of(tmp_path, PROJECT.release, PROJECT.sources_lock)
     with pytest.raises(UserError, match="one.toml: there is no file recipes/packages/one/x"):
-        maker.of_platform("qemu-q35", PROJECT.recipes.platforms["qemu-q35"], {}, {})
+        maker.of_platform("qemu-q35", PROJECT.recipes.platforms["qemu-q35"], {}, ())
 
 
 def test_a_licence_of_a_source_that_is_not_locked_is_told(tmp_path: Path) -> None:
@@ -530,7 +530,7 @@ def test_a_licence_of_a_source_that_is_not_locked_is_told(tmp_path: Path) -> Non
     )
     maker = replace(maker, recipes={"guest-kernel": other})
     with pytest.raises(UserError, match=r"guest-kernel\.toml: licences: there is no locked source linux-ng"):
-        maker.of_platform("qemu-q35", PROJECT.recipes.platforms["qemu-q35"], {}, {})
+        maker.of_platform("qemu-q35", PROJECT.recipes.platforms["qemu-q35"], {}, ())
 
 
 def test_the_tool_is_the_one_that_its_wheel_names() -> None:
@@ -822,6 +822,8 @@ def test_an_override_that_accepts_nothing_is_refused() -> None:
         "qemu: nothing to accept: lintian: tag *",
         "recipes/lint.toml: nothing to accept: lintian: tag *",
     ]
+    # unless only some packages of that recipe have it, as programs of drivers
+    assert packagelint.judge([], {"driver-x": [{**override, "optional": True}]}, {}) == ([], [])
 
 
 def test_many_findings_of_one_kind_are_one_line() -> None:

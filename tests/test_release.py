@@ -988,6 +988,36 @@ def test_what_is_not_as_said_stops_the_release(environ: Environ, tmp_path: Path)
         lacking.make()
 
 
+@pytest.mark.parametrize(
+    ("report", "reason"),
+    [
+        ({"platform": "canoe-pass"}, "it is of canoe-pass"),
+        ({"kernels": []}, "other kernels"),
+        ({"packages": []}, "other packages"),
+    ],
+)
+def test_a_report_of_something_else_stops_the_release(
+    report: dict[str, Any], reason: str, environ: Environ, tmp_path: Path
+) -> None:
+    with pytest.raises(InternalError, match=f"report is not of this release: {reason}|it tells of {reason}"):
+        Workshop(tmp_path, environ, report=report).make()
+
+
+def test_a_receiver_sees_that_the_report_is_of_something_else(made: Made) -> None:
+    assert (
+        verdicts(made)["report"].detail == "structure passed, boot passed, stack passed, latency not proven"
+    )
+    edit(made, "proof/lab/report.json", lambda data: data.update(platform="canoe-pass"))
+    resign(made)
+    assert "it is of canoe-pass" in failed(made)["report"]
+    edit(made, "proof/lab/report.json", lambda data: data.update(ok=False))
+    resign(made)
+    assert "says ok: False" in failed(made)["report"]
+    (made.directory / "proof/lab/report.json").write_text("")
+    resign(made)
+    assert "is no report" in failed(made)["report"]
+
+
 def test_a_changed_key_stops_the_release(environ: Environ, tmp_path: Path) -> None:
     secret = tmp_path / "secret.asc"
     shutil.copy(environ[signing.KEY_FILE], secret)

@@ -147,6 +147,28 @@ def test_a_choice_may_add_a_parameter(choice: str, parameter: str) -> None:
     assert parameter in [name for name, _ in host_command_line(RECIPES.plans["qemu-q35"], TABLE, [choice])]
 
 
+def test_a_host_without_high_resolution_timers_says_so_to_its_kernel_and_to_people(tmp_path: Path) -> None:
+    with_timers = RECIPES.platforms["qemu-q35"]
+    without = msgspec.structs.replace(with_timers, high_resolution_timers=False)
+    assert settings.chosen(ROOT, "qemu-q35", with_timers, TABLE) == ()
+    choices = settings.chosen(ROOT, "qemu-q35", without, TABLE)
+    assert choices == ("high-resolution-timers-off",)
+    named = msgspec.structs.replace(without, choices=choices)
+    assert settings.chosen(ROOT, "qemu-q35", named, TABLE) == choices
+    plan = RECIPES.plans["qemu-q35"]
+    assert "highres=off" not in dict(host_command_line(plan, TABLE, ()))
+    assert "device" in dict(host_command_line(plan, TABLE, choices))["highres=off"]
+    found = files(build(tmp_path, document("qemu-q35", choices=choices)))
+    assert " highres=off" in found["etc/default/grub.d/50-virt-rt.cfg"]
+    (told,) = json.loads(found["usr/share/virt-rt/plan.json"])["choices"]
+    assert "cyclictest measures nothing" in told["trade"]
+    lacking = Table(settings=TABLE.settings, choices={})
+    with pytest.raises(
+        UserError, match="high_resolution_timers: there is no choice high-resolution-timers-off"
+    ):
+        settings.chosen(ROOT, "qemu-q35", without, lacking)
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The recipes, to be broken."""

@@ -106,7 +106,8 @@ def command_line(machine: Machine, plan: Plan) -> Iterator[Finding]:
     wanted = [option for each in plan.command_line for option in split_options(each.name)]
     missing: list[str] = []
     contradicted: list[str] = []
-    for key in dict.fromkeys(map(_key, wanted)):
+    # of what a plan does not name this is refused: a host without it loses what the plan was made for
+    for key in dict.fromkeys([*map(_key, wanted), "highres"]):
         asked = [option.partition("=")[2] for option in wanted if _key(option) == key]
         found = [(option, option.partition("=")[2]) for option in got if _key(option) == key]
         names = [option for option in wanted if _key(option) == key]

@@ -10,10 +10,14 @@
 #      SUBDIRECTORY    where in source/ its Makefile or Kbuild is
 #      MAKE_ARGUMENTS  assignments for make
 #      AUTOLOAD        modules that are loaded at boot
+#      PROGRAMS        programs that come with it, as paths in source/
+#      PROGRAM_TARGET  what make is to make where they are; each one's own name when it is empty
+#      TEST            the command that tests it, a word on each line
+#      TEST_TOOL       what runs that command: command or irqlat
 #      LICENCE_FILES   files of source/ that hold its licence
-# Out: root/           what is installed: the modules, and a unit that loads those of AUTOLOAD
+# Out: root/           what is installed: the modules, the programs, and a unit that loads the modules of AUTOLOAD
 #      licence         the text of its licence
-#      driver.json     the modules, what the kernel's tools say of them
+#      driver.json     the modules, what the kernel's tools say of them, the programs, the test
 #      kernelrelease   as it came
 set -euo pipefail
 
@@ -22,6 +26,8 @@ release=$(</build/in/kernelrelease)
 read -ra arguments <<<"$MAKE_ARGUMENTS"
 read -ra at_boot <<<"$AUTOLOAD"
 read -ra licences <<<"$LICENCE_FILES"
+# shellcheck disable=SC2153  # it comes with the environment, like the others
+read -ra programs <<<"$PROGRAMS"
 
 # refuse WHAT HINT: what was asked for cannot be had, which is for the driver's author to mend.
 refuse() {
@@ -59,9 +65,29 @@ for module in "${modules[@]}"; do
   # debugging information is most of a module, and nothing loads it
   strip --strip-debug -o "$updates/${module##*/}" "$module"
 done
+
+# For one kernel like its modules: programs of two builds are in each other's way no more than their modules are.
+readonly libexec=/usr/libexec/virt-rt/drivers/$release/$DRIVER
+installed=()
+for program in "${programs[@]}"; do
+  [[ -d $work/${program%/*} || $program != */* ]] ||
+    refuse "there is no directory ${program%/*} in its sources" "programs names paths below them"
+  # in the environment, so that a Makefile may add to them; they are linked to no library of the builder's
+  CC=gcc CFLAGS="-O2 -ffile-prefix-map=$work/=" LDFLAGS=-static \
+    make -C "$work/$(dirname "$program")" "${arguments[@]}" "${PROGRAM_TARGET:-${program##*/}}" ||
+    refuse "make did not make $program" "its Makefile must have the target ${PROGRAM_TARGET:-${program##*/}}"
+  [[ -f $work/$program ]] || refuse "make left no $program" "programs names paths below its sources"
+  install -D --mode=0755 "$work/$program" "$out/root$libexec/${program##*/}"
+  if [[ $(head --bytes=2 "$work/$program") != '#!' ]]; then
+    strip "$out/root$libexec/${program##*/}" || refuse "$program is no program" "programs names what make links"
+  fi
+  installed+=("$libexec/${program##*/}")
+done
+
 symbols=("$headers/Module.symvers")
 [[ ! -f $module_directory/Module.symvers ]] || symbols+=("$module_directory/Module.symvers")
 python3 -B /build/in/modulecheck.py --release "$release" --driver "$DRIVER" --symbols "${symbols[@]}" --autoload "${at_boot[@]}" \
+  --root "$out/root" --programs "${installed[@]}" --test-tool "$TEST_TOOL" --test "$TEST" \
   --modules "$updates" --document "$out/driver.json"
 
 for licence in "${licences[@]}"; do
