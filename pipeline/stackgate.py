@@ -36,6 +36,8 @@ SABOTAGES: dict[str, tuple[str, ...]] = {
     "vcpu-unpinned": ("audit",),
     "emulator-on-rt-cpu": ("audit",),
     "vf-not-restored": ("devices after",),
+    "cyclictest-missing": ("host measured", "measurement"),
+    "clock-wrong": ("measurement",),
     "driver-missing": (
         "device driver loaded",
         "device measured",
@@ -43,6 +45,9 @@ SABOTAGES: dict[str, tuple[str, ...]] = {
         "device interrupts counted",
     ),
 }
+
+#: How the guest is made late (`recipes/lab/virt-rt-stack-disturb.sh`).
+DISTURBANCES = ("hog", "serial")
 
 #: What irqlat measures of each interrupt.
 PATHS = ("handler", "thread")
@@ -53,6 +58,12 @@ COUNTERS = ("rx", "tx", "interrupts")
 #: The board's devices by vendor and device number: the NIC, a virtual function of it, and `edu`
 #: (docs/specs/edu.rst and hw/net/igb_regs.h of qemu).
 PHYSICAL_ID, VIRTUAL_ID, FUNCTION_ID = "0x8086:0x10c9", "0x8086:0x10ca", "0x1234:0x11e8"
+
+#: The host's driver of `edu`, which its package brings.
+FUNCTION_DRIVER = "irqlat_edu"
+
+#: Whose installed files are compared with what was built.
+INSTALLED = ("kernel/guest/", "image/")
 
 #: Exit status of a launch script that refuses before it does anything.
 REFUSED = 2
@@ -75,6 +86,7 @@ class Expectations:
     boot               which kernel the guest's service boots: `inside` or `outside` of its disk
     echoes             packets that are sent through the virtual function
     interrupts         how many the device that is given whole is asked for
+    installed          sha256 of the products that the packages were made of, by path as they are installed
     """
 
     guest: str
@@ -94,13 +106,14 @@ class Expectations:
     interrupts: int
     release: str
     guest_release: str
+    installed: Mapping[str, str]
 
     @property
     def idle(self) -> list[str]:
         """The devices while no guest has them."""
         return [
             f"{self.physical} {PHYSICAL_ID} driver=igb override=(null) numvfs=0",
-            f"{self.function} {FUNCTION_ID} driver=none override=(null)",
+            f"{self.function} {FUNCTION_ID} driver={FUNCTION_DRIVER} override=(null)",
         ]
 
 
@@ -121,6 +134,7 @@ def judge(raw: bytes, wanted: Expectations, received: Received) -> list[Finding]
     judgement.host()
     judgement.first_start()
     judgement.use()
+    judgement.measured()
     judgement.ended()
     judgement.records(received)
     judgement.killed()
@@ -244,6 +258,16 @@ class _Judgement:
             return got, bool(wanted.parameters) and not missing
 
         self.check("host command line", "every parameter of the plan", parameters)
+
+        def files() -> tuple[str, bool]:
+            built = {path: digest for path, digest in wanted.installed.items() if path.startswith(INSTALLED)}
+            built = {path: digest for path, digest in built.items() if not path.endswith("kernelrelease")}
+            found = [line.split("  ", 1) for line in self.text("installed").split("\n")]
+            there = {line[1]: line[0] for line in found if len(line) == 2}
+            odd = sorted(path for path, digest in built.items() if there.get(path) != digest)
+            return f"others: {', '.join(odd)}" if odd else f"{len(built)} files", bool(built) and not odd
+
+        self.check("installed files", "guest kernel and disk as they were built", files)
         self.check("preflight", "nothing red", lambda: _green(self.answer("preflight"), "preflight"))
         self.idle("devices before", "devices_before")
 
@@ -312,6 +336,23 @@ class _Judgement:
             return f"{before}, then {after}", after - before >= interrupts
 
         self.check("device interrupts counted", f"at least {interrupts} more", counted)
+
+    def measured(self) -> None:
+        """How host and guest were measured, and the guest made late; what came of it is looked at elsewhere."""
+        self.status("host makes load", "loaded", 0, "before the guest measures")
+        self.status("host measured", "host_measured", 0, "all stages")
+        measured = self.of_guest
+        self.check(
+            "guest measured",
+            "status 0",
+            lambda: (
+                f"status {measured('guest', 'measured').status}: "
+                f"{_joined(measured('guest', 'measured').text.strip())}",
+                measured("guest", "measured").status == 0,
+            ),
+        )
+        for kind in DISTURBANCES:
+            self.status(f"made late by {kind}", f"late_{kind}", 0, "and attributed")
 
     def ended(self) -> None:
         """By a signal."""

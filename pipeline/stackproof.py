@@ -7,16 +7,17 @@ qemu emulates in software, and a small disk with the lab's own files: the script
 sees over a virtio-serial port, and what the guest is handed. The host is told of it by systemd credentials
 (systemd.system-credentials(7)), so that its own disk holds nothing of the lab.
 
-Below `IN`: what `stackhost` makes the host of; `launch/` and `tuning/root/` for a guest that is given the board's
-devices, shown in the host instead of those that are installed; `tools/`, which the guest gets as a disk: the driver
-`irqlat`, to which its script is added; `virt-rt-stack*` of `recipes/lab/`; `expected.json`, the
-fields of `stackgate.Expectations` but `guest_release` and `release`. Environment: `PLATFORM`; `SABOTAGE`, one of
-`stackgate.SABOTAGES` that is broken before it is judged, or empty; `STACK_TIMEOUT_SECONDS` for the whole run, default
-`LIMIT_S`.
+Below `IN`: `disk.qcow2` and `labhost.json` of the host on which apt installed the packages; `host/kernelrelease`;
+`artifacts/<platform>/` with what those packages were made of, laid out as they install it; `launch/` and
+`tuning/root/` for a guest that is given the board's devices, shown in the host instead of those that are installed;
+`tools/`, which the guest gets as a disk: the driver `irqlat`, to which its script is added; `virt-rt-measure`;
+`virt-rt-stack*` of `recipes/lab/`; `expected.json`, the fields of `stackgate.Expectations` but those that `prove`
+adds; `measurement.json`, see `stackmeasure`. Environment: `PLATFORM`; `SABOTAGE`, one of `stackgate.SABOTAGES` that is broken before it is judged, or
+empty; `STACK_TIMEOUT_SECONDS` for the whole run, default `LIMIT_S`.
 
-Leaves in `OUT` `stack.json`, `console-host.log` and `console-guest.log`, whatever happens in there, and in `records/`
-the directories that host and guest sent. Exit status: 0 when every finding is fine, 1 when one is not, each named on
-stderr; 2 when the step was called wrongly.
+Leaves in `OUT` `stack.json`, `console-host.log` and `console-guest.log`, whatever happens in there, in `records/` the
+directories that host and guest sent, and in `measurement/` the measurement that was among them, with its verdict. Exit
+status: 0 when every finding is fine, 1 when one is not, each named on stderr; 2 when the step was called wrongly.
 """
 
 from __future__ import annotations
@@ -26,18 +27,19 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 try:
-    from pipeline import bootproof, gate, labboard, stackgate, stackhost, stackrecords
+    from pipeline import bootproof, gate, labboard, stackgate, stackmeasure, stackrecords
 except ImportError:  # in the step their files lie beside this one
     import bootproof  # type: ignore[import-not-found, no-redef]
     import gate  # type: ignore[import-not-found, no-redef]
     import labboard  # type: ignore[import-not-found, no-redef]
     import stackgate  # type: ignore[import-not-found, no-redef]
-    import stackhost  # type: ignore[import-not-found, no-redef]
+    import stackmeasure  # type: ignore[import-not-found, no-redef]
     import stackrecords  # type: ignore[import-not-found, no-redef]
 
 #: Raised when the meaning of a field of stack.json changes.
@@ -45,8 +47,11 @@ SCHEMA = 1
 
 IN, OUT, WORK = Path("/build/in"), Path("/build/out"), Path("/build/work")
 
+#: Where a platform's artifacts are on a host.
+INSTALLED = "opt/virt-rt"
+
 #: Seconds for all of it, and for each boot of the guest within.
-LIMIT_S, BOOT_S = 1500, 600
+LIMIT_S, BOOT_S = 2400, 600
 
 #: Sizes of the lab's disk and of the one on it for the guest, MiB.
 LAB_MIB, TOOLS_MIB = 32, 8
@@ -60,6 +65,8 @@ SCRIPTS = {
     "settle": "virt-rt-stack-settle.sh",
     "qemu": "virt-rt-stack-qemu.sh",
     "echo": "virt-rt-stack-echo.py",
+    "late": "virt-rt-stack-late-host.sh",
+    "disturb": "virt-rt-stack-disturb.sh",
 }
 
 #: The phases of the run, each with the answer that ends it.
@@ -69,6 +76,8 @@ PHASES = {
     "guest boot": "booted",
     "audits": "audit_back",
     "devices used": "guest",
+    "measured": "host_measured",
+    "made late": "late_serial",
     "guest shut down": "devices_after",
     "records": "records_host",
     "guest boot, kernel inside": "inside_guest",
@@ -132,9 +141,17 @@ def host_credentials() -> dict[str, bytes]:
 
 
 def lab_disk(
-    disk: Path, platform: str, guest: str, variables: dict[str, object], guests: dict[str, object]
+    disk: Path,
+    platform: str,
+    guest: str,
+    variables: dict[str, object],
+    guests: dict[str, object],
+    asked: dict[str, dict[str, Any]],
 ) -> None:
-    """Make the disk with the lab's files; `variables` are those of the script in the host, `guests` of the agent."""
+    """Make the disk with the lab's files.
+
+    `variables` are those of the script in the host, `guests` of the agent; `asked` are requests to measure, by place.
+    """
     tree = WORK / "lab"
     for directory in ("credentials", "state", "instead"):
         (tree / directory).mkdir(parents=True)
@@ -162,13 +179,18 @@ def lab_disk(
         "usr/share/virt-rt/plan.json": IN / "tuning/root/usr/share/virt-rt/plan.json",
     }
     for script in sorted((IN / "launch").iterdir()):
-        instead[f"{stackhost.INSTALLED}/{platform}/launch/{guest}/{script.name}"] = script
+        instead[f"{INSTALLED}/{platform}/launch/{guest}/{script.name}"] = script
     for place, source in instead.items():
         (tree / "instead" / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, tree / "instead" / place)
     tools = WORK / "tools"
     shutil.copytree(IN / "tools", tools)
-    shutil.copyfile(IN / "virt-rt-stack-guest.sh", tools / "agent")
+    for name, file in {"agent": "virt-rt-stack-guest.sh", "late": "virt-rt-stack-late-guest.sh"}.items():
+        shutil.copyfile(IN / file, tools / name)
+    shutil.copyfile(IN / "virt-rt-measure", tools / "virt-rt-measure")
+    for place, request in asked.items():
+        where = tree / "request.json" if place == "host" else tools / "request.json"
+        where.write_text(json.dumps(request))
     make_disk(tools, tree / "tools", TOOLS_MIB)
     make_disk(tree, disk, LAB_MIB)
 
@@ -194,6 +216,16 @@ def make_disk(tree: Path, disk: Path, mib: int) -> None:
     subprocess.run(command, check=True, env=os.environ | {"LC_ALL": "C.UTF-8"})
 
 
+def plain_entry(host: dict[str, Any]) -> tuple[str, int]:
+    """The boot entry without isolation, and where GRUB's environment is, of what is known of the host's disk."""
+    (found,) = [
+        entry["id"]
+        for entry in host["entries"]
+        if entry["id"].startswith("virt-rt-plain-virt-rt-host-") and entry["release"] == host["release"]
+    ]
+    return found, host["environment_offset"]
+
+
 def phases(at: dict[str, float], total: float) -> dict[str, float]:
     """Seconds of each phase that was finished, and of what came after."""
     seconds, before = {}, 0.0
@@ -205,14 +237,23 @@ def phases(at: dict[str, float], total: float) -> dict[str, float]:
 
 
 def prove(platform: str, sabotage: str, limit_s: float) -> tuple[list[gate.Finding], dict[str, Any]]:
-    """Lay out the host, run it, judge it: the findings, and what is recorded beside them."""
+    """Run the host, judge it: the findings, and what is recorded beside them."""
+    built = IN / "artifacts" / platform
     expected = stackgate.Expectations(
         **json.loads((IN / "expected.json").read_text()),
         release=(IN / "host" / "kernelrelease").read_text().strip(),
-        guest_release=(IN / "artifacts" / platform / "kernel/guest/kernelrelease").read_text().strip(),
+        guest_release=(built / "kernel/guest/kernelrelease").read_text().strip(),
+        installed=bootproof.digests(built),
     )
+    guest = f"guest-{expected.guest}"
+    asked = stackmeasure.requests(
+        json.loads((IN / "measurement.json").read_text()),
+        {"host": expected.release, guest: expected.guest_release},
+        (IN / "tuning/root/usr/share/virt-rt/plan.json").read_bytes(),
+    )
+    begun_s = int(time.time())
     variables: dict[str, object] = {
-        "BUILT": f"/{stackhost.INSTALLED}/{platform}",
+        "BUILT": f"/{INSTALLED}/{platform}",
         "GUEST": expected.guest,
         "RT_VCPU": expected.vcpu,
         "RT_CPU": expected.cpu,
@@ -230,29 +271,44 @@ def prove(platform: str, sabotage: str, limit_s: float) -> tuple[list[gate.Findi
         "ECHOES": expected.echoes,
         "FAR": FAR,
         "MASKED": " ".join(expected.masked),
+        "PLACE": guest,
         "INTERRUPTS": expected.interrupts,
         "ISOLATED": expected.isolated.partition(",")[0].partition("-")[0],
         "SABOTAGE": sabotage,
     }
     lab, answers = WORK / "lab.raw", WORK / "answers"
-    lab_disk(lab, platform, expected.guest, variables, guests)
+    lab_disk(lab, platform, expected.guest, variables, guests, asked)
     credentials = {name: WORK / f"credential-{name}" for name in host_credentials()}
     for name, content in host_credentials().items():
         credentials[name].write_bytes(content)
-    host = stackhost.host(IN, WORK, platform, expected.parameters, sabotage != "isolation-removed")
-    host += ["-drive", f"if=none,id=lab,format=raw,cache=unsafe,file={lab}"]
+    disk = labboard.Host(built / "qemu", IN / "disk.qcow2", WORK)
+    disk.lay_over()
+    if sabotage == "isolation-removed":
+        disk.choose(*plain_entry(json.loads((IN / "labhost.json").read_text())))
+    # the second serial port is for the interrupt that is moved to disturb
+    host = [*disk.arguments(), "-drive", f"if=none,id=lab,format=raw,cache=unsafe,file={lab}"]
     host += ["-device", "virtio-blk-pci,drive=lab,serial=virt-rt-lab"]
     ports = {"virt-rt.stack": answers, "virt-rt.records": WORK / "records"}
     ports["virt-rt.console"] = OUT / "console-guest.log"
     board = labboard.board(
         expected.cpus, expected.memory_mib, host, OUT / "console-host.log", ports, credentials.values()
     )
-    qemu = IN / "artifacts" / platform / "qemu/bin/qemu-system-x86_64"
-    run = labboard.run([str(qemu), *board], answers, WORK / "messages", limit_s)
+    board += ["-serial", "null"]
+    run = labboard.run([str(disk.qemu), *board], answers, WORK / "messages", limit_s)
     got = run.ended or "powered off"
     machine = gate.Finding("machine", "the host powers itself off", got, not run.ended)
     received = stackrecords.receive(WORK / "records", OUT / "records")
-    return [machine, *stackgate.judge(run.answers, expected, received)], {
+    measurement = OUT / stackmeasure.MEASUREMENT
+    stackmeasure.gather(
+        OUT / "records", measurement, asked, stackmeasure.expectations(platform, asked, begun_s)
+    )
+    found = [
+        machine,
+        *stackgate.judge(run.answers, expected, received),
+        stackmeasure.judge(measurement, IN / "virt-rt-measure"),
+        *stackmeasure.attribute(OUT / "records" / "host", measurement),
+    ]
+    return found, {
         "seconds": phases(run.at, run.total),
         "seconds_total": round(run.total, 1),
         "told": stackgate.record(run.answers),

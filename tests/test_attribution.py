@@ -41,11 +41,14 @@ def line(tsc: int, task: str, text: str, cpu: int = 2) -> str:
     return f"{task:>23} [{cpu:03}] d..2. {tsc}: {text}\n"
 
 
-def switch(tsc: int, old: str, new: str, state: str = "S", prio: int = 120, cpu: int = 2) -> str:
+def switch(
+    tsc: int, old: str, new: str, state: str = "S", prio: int = 120, cpu: int = 2, old_prio: int = 120
+) -> str:
     """A switch from one `comm-pid` to another; `prio` is the new one's."""
+    old_prio = 98 if old == VCPU else old_prio
     (old_comm, _, old_pid), (new_comm, _, new_pid) = old.rpartition("-"), new.rpartition("-")
     text = (
-        f"sched_switch: prev_comm={old_comm} prev_pid={old_pid} prev_prio=98 prev_state={state} ==> "
+        f"sched_switch: prev_comm={old_comm} prev_pid={old_pid} prev_prio={old_prio} prev_state={state} ==> "
         f"next_comm={new_comm} next_pid={new_pid} next_prio={prio}"
     )
     return line(tsc, old, text, cpu)
@@ -115,7 +118,7 @@ def named(event: dict[str, Any]) -> dict[tuple[str, str], int]:
 HOG = (
     line(us(1050), VCPU, EXIT.format("interrupt")),
     switch(us(1040), VCPU, f"hog-{OTHER}", state="R+", prio=49),
-    switch(us(40), f"hog-{OTHER}", VCPU, prio=98),
+    switch(us(40), f"hog-{OTHER}", VCPU, prio=98, old_prio=49),
     line(us(30), VCPU, ENTRY),
 )
 
@@ -145,10 +148,15 @@ def test_a_thread_that_had_the_cpu_already_is_named() -> None:
     event = told(
         line(us(9000), VCPU, EXIT.format("interrupt")),
         switch(us(8990), VCPU, f"my - odd-{OTHER}", state="R", prio=-1),
-        switch(us(40), f"my - odd-{OTHER}", VCPU, prio=98),
+        switch(us(40), f"my - odd-{OTHER}", VCPU, prio=98, old_prio=-1),
     )
     assert event["verdict"].endswith("by thread my - odd (deadline, pid 900)")
     assert named(event)["thread", "my - odd"] == 1060
+
+
+def test_a_thread_that_was_hastened_while_it_ran_has_the_priority_that_it_ended_with() -> None:
+    event = told(HOG[0], HOG[1].replace("next_prio=49", "next_prio=120"), *HOG[2:])
+    assert event["culprits"][0]["detail"] == "real-time priority 50, pid 900"
 
 
 def test_the_thread_of_an_interrupt_is_named_as_the_interrupt_with_its_whole_name() -> None:

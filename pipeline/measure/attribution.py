@@ -123,7 +123,6 @@ class _Cpu:
 
     pid: int
     comm: str
-    prio: int | None = None
     handlers: list[Culprit] = field(default_factory=list)
 
 
@@ -246,6 +245,8 @@ class Shares:
         if event.name == "sched_switch":
             switch = _only(_SWITCH.fullmatch(event.text), event)
             cpu.pid, cpu.comm, cpu.handlers = int(switch["next_pid"]), switch["next_comm"], []
+            # both: a thread may be hastened while it runs
+            self.prios[int(switch["prev_pid"])] = int(switch["prev_prio"])
             self.prios[cpu.pid] = int(switch["next_prio"])
             if int(switch["prev_pid"]) == vcpu.tid:
                 vcpu.wants = switch["state"].startswith("R")

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Runs inside the lab's emulated host: takes a CPU from a vCPU, in a way that the host's trace has to name.
 #
-# Usage: disturb hog CPU SECONDS      a thread `hog` of SCHED_FIFO 50 has the CPU without a pause
-#        disturb serial CPU SECONDS   the interrupt of the serial port ttyS1 is moved to the CPU, and the port is written
-#                                     to all the time, byte by byte; afterwards the interrupt is where it was
+# Usage: disturb hog CPU SECONDS           a thread `hog` of SCHED_FIFO 50 has the CPU without a pause
+#        disturb serial CPU SECONDS FROM   the interrupt of the serial port ttyS1 is moved to the CPU, and the port is
+#                                          written to from the CPU FROM; afterwards the interrupt is where it was
 # A signal ends it earlier. Exit status 0 when it disturbed, 2 when it could not.
 set -euo pipefail
 
-kind=$1 cpu=$2 seconds=$3
+kind=$1 cpu=$2 seconds=$3 from=${4:-}
 
 hog() {
   # Started as usual and only then hastened: what is measured is the hog, not how long Python takes to begin.
@@ -31,7 +31,8 @@ serial() {
   # Held open: the interrupt has a handler as long as somebody has the port open.
   exec 5>/dev/ttyS1
   was=$(<"/proc/irq/$irq/smp_affinity_list")
-  timeout "$seconds" cat /dev/zero >&5 &
+  # The handler goes on as long as it finds something to send: the writer must never be late.
+  chrt -f 60 taskset -c "$from" timeout "$seconds" cat /dev/zero >&5 &
   # shellcheck disable=SC2064  # as they are now
   trap "kill $! 2>/dev/null; echo $was >/proc/irq/$irq/smp_affinity_list" EXIT
   trap 'exit 0' TERM

@@ -7,13 +7,17 @@
 #      FAR        address of the virtual function
 #      MASKED     units that must be masked
 #      INTERRUPTS how many interrupts the device that was given whole is asked for
-#      ISOLATED   the vCPU that they go to
+#      ISOLATED   the vCPU that they go to, and that is measured
+#      PLACE      what the guest is called in a measurement
 #      SABOTAGE   what is broken before it is told, or nothing
 # In:  /run/virt-rt-tools, the lab's disk for guests, with this script, the driver irqlat and its program
 # Out: one line per answer, "NAME EXIT-STATUS BASE64-OF-THE-OUTPUT"; the last line is "end SHA256", over all before it.
 #      Over a second port goes a tar of what there is to say at length. Nothing is judged here.
 set -uo pipefail
 
+tools=/run/virt-rt-tools
+# shellcheck disable=SC2034  # for what is sourced
+MEASURE=$tools/virt-rt-measure
 # Twice emulated, each process costs a noticeable time: where bash can do it alone, it does.
 answers=
 
@@ -124,7 +128,7 @@ use_function() {
 
 # use_device: the device that was given whole, with a driver that is not in the kernel's tree.
 use_device() {
-  local tools=/run/virt-rt-tools release
+  local release
   release=$(uname -r)
   [[ $SABOTAGE != driver-missing ]] || mount -t tmpfs none "$tools/usr/lib/modules"
   answer irqlat_loaded insmod "$tools/usr/lib/modules/$release/updates/irqlat_edu.ko"
@@ -135,10 +139,15 @@ use_device() {
   answer irqlat_after interrupts irqlat
 }
 
+# measure: as the request says, as soon as the host makes load.
+measure() {
+  read -r -t 600 _ <"$1" && python3 "$MEASURE" run --request "$tools/request.json" --record "$work/records/measurement"
+}
+
 # send: what there is to say at length, and its sha256.
 send() {
   local digest
-  mkdir "$work/records" && dmesg >"$work/records/dmesg" && cp /proc/interrupts "$work/records" &&
+  dmesg >"$work/records/dmesg" && cp /proc/interrupts "$work/records" &&
     tar -cf "$work/records.tar" -C "$work/records" . && cat "$work/records.tar" >"$found" || return
   digest=$(sha256sum <"$work/records.tar") && echo "${digest%% *}"
 }
@@ -171,8 +180,15 @@ answer masked systemctl is-enabled $MASKED
 
 if ((USES)); then
   work=$(mktemp -d /run/virt-rt-stack.XXXXXX)
+  mkdir "$work/records"
   use_function
   use_device
+  port virt-rt.go
+  answer measured measure "$found"
+  # shellcheck disable=SC1091  # not in the checkout
+  . "$tools/late"
+  be_late hog
+  be_late serial
   port virt-rt.records
   answer sent send
 else

@@ -22,6 +22,7 @@ set -uo pipefail
 
 exec 3>/dev/virtio-ports/virt-rt.stack 4>/dev/virtio-ports/virt-rt.records
 work=$(mktemp -d /run/virt-rt-stack.XXXXXX)
+mkdir "$work/records"
 # What the guest says, and the directories it sends: see the wrapper of its qemu.
 told=/run/virt-rt-stack/told sent=/run/virt-rt-stack/sent
 state=$LAB/state
@@ -116,6 +117,20 @@ traffic() {
   python3 "$LAB/echo" "${net[0]##*/}" "$NEAR" "$FAR" "$ECHOES"
 }
 
+# installed: sha256 of what the guest is started from.
+installed() { (cd "$BUILT" && sha256sum kernel/guest/bzImage "image/$GUEST/disk.qcow2"); }
+
+# Whether the guest has used its devices, the host makes load, the guest has measured; how the host's measuring ended.
+used() { has_told irqlat_after || ready; }
+guest_measured() { has_told measured || ready; }
+loaded() { compgen -G "$work/records/measurement/*-load" >/dev/null; }
+measured() {
+  local status=0
+  wait "$measuring" || status=$?
+  cat "$work/measuring"
+  return "$status"
+}
+
 # send NAME FILE: a tar to the lab.
 send() {
   local size digest
@@ -125,7 +140,9 @@ send() {
 
 # send_own: what the host has to say at length.
 send_own() {
-  mkdir "$work/records" && dmesg >"$work/records/dmesg" && cp /proc/interrupts "$work/messages" "$work/records" &&
+  dmesg >"$work/records/dmesg" && cp /proc/interrupts "$work/messages" "$work/records" &&
+    # A trace is tens of megabytes of text; what it was needed for is beside it.
+    rm -f "$work"/records/late-*/trace.txt &&
     tar -cf "$work/records.tar" -C "$work/records" . && send "$1" "$work/records.tar"
 }
 
@@ -145,6 +162,7 @@ first_boot() {
   answer release uname -r
   answer cmdline cat /proc/cmdline
   answer boot_id boot_id
+  answer installed installed
   answer preflight virt-rt-check preflight --json
   answer devices_before devices
 
@@ -165,8 +183,21 @@ first_boot() {
   answer audit_back audit
   answer listens within "$BOOT_SECONDS" listens
   answer traffic traffic
+  answer used within "$BOOT_SECONDS" used
+
+  # The host makes load while the guest measures; then the guest is made late, and the host's trace says by whom.
+  ! breaking cyclictest-missing || mount --bind /dev/null /usr/bin/cyclictest
+  virt-rt-measure run --request "$LAB/request.json" --record "$work/records/measurement" >"$work/measuring" 2>&1 &
+  measuring=$!
+  answer loaded within 180 loaded
+  ! breaking clock-wrong || date --set="+1 hour" >/dev/null
+  echo go >/run/virt-rt-stack/go.in
+  answer guest_measured within "$BOOT_SECONDS" guest_measured
+  answer late_hog late hog "$work/records/late-hog"
+  answer late_serial late serial "$work/records/late-serial"
   answer finished within "$BOOT_SECONDS" ready
   answer guest cat "$told"
+  answer host_measured measured
   kill -TERM "$launcher"
   answer ended within 120 gone
   answer status wait "$launcher"
@@ -224,7 +255,11 @@ second_boot() {
   finish systemctl poweroff
 }
 
+# shellcheck disable=SC2034  # for what is sourced
+CPU=$RT_CPU DISTURB=$LAB/disturb
 # shellcheck disable=SC1091  # not in the checkout
+. "$LAB/late"
+# shellcheck disable=SC1091
 set -a && . "$LAB/guest.conf" && set +a
 export STATE_DIR=$work/state
 

@@ -4,15 +4,17 @@
 # Needs of the caller: PLACE, `guest-` and its name; ISOLATED, the vCPU that is measured; `answer`; MEASURE, the path of
 # virt-rt-measure; `work`, a directory.
 
-# Far above what twice emulated is late by itself, and far below how long the host disturbs. Microseconds, seconds.
-LATE_US=300000 LATE_S=100
+# Seconds that it measures at most.
+LATE_S=100
 
-# be_late KIND: tells `measuring_KIND` when it measures, then `late_KIND` with guest-break.json.
+# be_late KIND LIMIT: measures until it is late by more than LIMIT microseconds, which is far above what twice emulated
+# is late by itself, and far below how long the host disturbs. Tells `measuring_KIND` when it measures, then `late_KIND`
+# with guest-break.json.
 be_late() {
-  local kind=$1 out=$work/late-$1.json line
+  local kind=$1 limit=$2 out=$work/late-$1.json line
   while read -r line; do
     if [[ $line == measuring ]]; then answer "measuring_$kind" true; else echo "$line"; fi
-  done < <(python3 "$MEASURE" trace break --place "$PLACE" --cpus "$ISOLATED" --limit "$LATE_US" \
+  done < <(python3 "$MEASURE" trace break --place "$PLACE" --cpus "$ISOLATED" --limit "$limit" \
     --seconds "$LATE_S" --interval 10000 --housekeeping 0 --out "$out" 2>&1)
   answer "late_$kind" cat "$out"
 }

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154
 # For the script in the lab's emulated host, which sources it: a guest is made late, and the trace says by whom.
 #
-# Needs of the caller: CPU, of the vCPU that the guest measures; `told`, the file with the guest's answers; `within`;
+# Needs of the caller: CPU, of the vCPU that the guest measures; OTHER_CPU, which the plan gives to nobody; `told`, the file with the guest's answers; `within`;
 # virt-rt-measure; DISTURB, the path of virt-rt-stack-disturb.sh.
 
 # Seconds for the guest to begin to measure, for the disturbance, and for the guest to tell. The interrupt of a serial
@@ -14,7 +14,7 @@ late() {
   local kind=$1 directory=$2 disturbing status=0
   virt-rt-measure trace arm --cpus "$CPU" --buffer-kib "$LATE_BUFFER_KIB" || return
   if within "$LATE_BEGIN_S" grep -q "^measuring_$kind " "$told"; then
-    "$DISTURB" "$kind" "$CPU" "$LATE_DISTURB_S" &
+    "$DISTURB" "$kind" "$CPU" "$LATE_DISTURB_S" "$OTHER_CPU" &
     disturbing=$!
     within "$LATE_END_S" grep -q "^late_$kind " "$told" || { echo "the guest does not tell late_$kind" && status=1; }
     kill "$disturbing" 2>/dev/null
