@@ -6,7 +6,7 @@ DOIT := .venv/bin/doit
 HEAL := $(DOIT) heal
 BENCH := $(PYTHON_BIN) -m benchmarks
 
-.PHONY: all setup test lint doctor bench relock clean help
+.PHONY: all setup test lint doctor bench sabotage relock clean help
 .NOTPARALLEL:
 
 all: setup ## set up this machine, then build and prove the default platform
@@ -30,6 +30,10 @@ doctor: ## what is here, what is missing, what to do
 bench: ## compare with plain doit, make, cp, reprepro and createrepo_c; writes benchmarks/results.md
 	@scripts/setup test
 	$(BENCH)
+
+sabotage: ## break one thing at a time in the lab, which has to say so; ten minutes for each, NAMES="..." for some
+	@scripts/setup make
+	$(PYTHON_BIN) -m tests.sabotage $(NAMES)
 
 relock: ## write the Python locks anew from pyproject.toml; UPGRADE=1 moves every version
 	@scripts/setup make

@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.face import JSON_OPTION, Face, action_names, guarded, one_action, session
 from pipeline.plan import State
 from pipeline.reporter import Reporter
-from pipeline.tasks import MEASURE, Session, measured_platforms
+from pipeline.tasks import MEASURE, Session, measure_summary, measured_platforms
 
 #: How many steps may be under way; the executor's own limits decide what really runs side by side.
 PARALLEL = 4
@@ -102,7 +102,7 @@ class List(Face):
     """`doit list`."""
 
     name = "list"
-    doc_purpose = "list the products, a line each"
+    doc_purpose = "list the products and the machines to measure, a line each"
     doc_usage = ""
     cmd_options = (
         {
@@ -123,6 +123,7 @@ class List(Face):
             (f"platform:{name}", f"everything of {name}, proof included")
             for name in project.recipes.platforms
         ]
+        rows += [(f"{MEASURE}:{name}", measure_summary(name)) for name in project.recipes.platforms]
         rows += [(a.name, a.summary) for a in project.graph if a.place is not None or params["all"]]
         if params["as_json"]:
             print(json.dumps([{"task": name, "summary": summary} for name, summary in rows], indent=1))

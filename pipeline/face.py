@@ -22,7 +22,7 @@ from doit.exceptions import InvalidCommand, InvalidDodoFile, InvalidTask
 from pipeline.errors import UserError, VirtRtError
 from pipeline.project import DEFAULT_PLATFORM, Project
 from pipeline.signing import SECRETS
-from pipeline.tasks import Session
+from pipeline.tasks import MEASURE, Session
 
 INTERRUPTED = 130
 
@@ -136,6 +136,8 @@ def action_names(project: Project, names: list[str]) -> list[str]:
             found += [
                 product for platform in project.recipes.platforms for product in project.products(platform)
             ]
+        elif kind == MEASURE:
+            raise UserError(f"{name} is no step: it measures a machine", "`doit run` alone takes it")
         elif name in project.graph:
             found.append(name)
         else:

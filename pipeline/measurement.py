@@ -7,6 +7,7 @@ latencies are good enough is the gate's to say.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ BLOCK_S, MOST_BLOCKS = 1, 2000
 ABOVE = 10
 #: Runs whose length differs by more than this part are blocks of different length.
 TOLERANCE = 0.1
+
+#: What an interrupted run left: it was made again, under its own name.
+INTERRUPTED = re.compile(r".*\.interrupted-\d+")
 
 What = Literal["timer", "handler", "thread"]
 #: Which CPU of the host a vCPU of a guest runs on, by guest.
@@ -157,7 +161,11 @@ def _read_runs(found: _Record, request: record.Request) -> float:
     """Take in every run; the seconds from the first one's beginning to the last one's end."""
     stages = {stage.name: stage for stage in request.stages}
     runs: dict[str, list[record.Run]] = {name: [] for name in stages}
-    directories = sorted(path for path in found.path.iterdir() if path.is_dir() and path.name[:1].isdigit())
+    directories = sorted(
+        path
+        for path in found.path.iterdir()
+        if path.is_dir() and path.name[:1].isdigit() and not INTERRUPTED.fullmatch(path.name)
+    )
     _check_end(found, directories)
     began = ended = 0
     for path in directories:

@@ -158,7 +158,9 @@ def stack_proof(
             plan.isolated,
             plan.housekeeping,
             [
-                _stage("hwlat", plan.isolated[-1:], duration_s=HWLAT_S, interval_us=1_000_000, required=False),
+                _stage(
+                    "hwlat", plan.isolated[-1:], duration_s=HWLAT_S, interval_us=1_000_000, required=False
+                ),
                 _stage("cyclictest", plan.isolated),
                 _stage("load", (), duration_s=LOAD_S),
             ],

@@ -47,7 +47,7 @@ SABOTAGES: dict[str, tuple[str, ...]] = {
 }
 
 #: How the guest is made late (`recipes/lab/virt-rt-stack-disturb.sh`).
-DISTURBANCES = ("hog", "serial")
+DISTURBANCES = ("hog", "interrupt")
 
 #: What irqlat measures of each interrupt.
 PATHS = ("handler", "thread")
@@ -339,7 +339,9 @@ class _Judgement:
 
     def measured(self) -> None:
         """How host and guest were measured, and the guest made late; what came of it is looked at elsewhere."""
+        self.status("devices used", "used", 0, "in time")
         self.status("host makes load", "loaded", 0, "before the guest measures")
+        self.status("guest has measured", "guest_measured", 0, "in time")
         self.status("host measured", "host_measured", 0, "all stages")
         measured = self.of_guest
         self.check(

@@ -24,9 +24,8 @@ except ImportError:  # in the step its file lies beside this one
 MEASUREMENT = "measurement"
 EXPECTATIONS, VERDICT, ATTRIBUTION = "expectations.json", "verdict.json", "attribution.json"
 
-#: How the guest is made late, and what the host's trace has to name: kind and name of the first culprit. A handler in
-#: an interrupt's thread counts for its interrupt.
-DISTURBANCES = {"hog": ("thread", "hog"), "serial": ("interrupt", "ttyS1")}
+#: How the guest is made late, and what the host's trace has to name: kind and name of the first culprit.
+DISTURBANCES = {"hog": ("thread", "hog"), "interrupt": ("interrupt", "irqlat_edu")}
 
 #: Least CPU time of the load, in CPUs: emulated, on one CPU that has everything else to do, too.
 LOAD_SHARES = {"hackbench": 0.01}
@@ -99,7 +98,11 @@ def judge(measurement: Path, program: Path) -> Finding:
             if not each["ok"]
         ]
         told = f"{len(verdict['findings'])} findings, all fine: {verdict['latency_verdict']}"
-        ok = verdict["protocol_ok"] is True and verdict["evidence"] == "emulated" and len(verdict["findings"]) > 0
+        ok = (
+            verdict["protocol_ok"] is True
+            and verdict["evidence"] == "emulated"
+            and len(verdict["findings"]) > 0
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Finding("measurement", promise, f"no verdict ({error}): {done.stdout.strip()[-300:]}", False)
     return Finding("measurement", promise, "; ".join(red) or told, ok and done.returncode == 0 and not red)

@@ -12,8 +12,8 @@ Below `IN`: `disk.qcow2` and `labhost.json` of the host on which apt installed t
 `tuning/root/` for a guest that is given the board's devices, shown in the host instead of those that are installed;
 `tools/`, which the guest gets as a disk: the driver `irqlat`, to which its script is added; `virt-rt-measure`;
 `virt-rt-stack*` of `recipes/lab/`; `expected.json`, the fields of `stackgate.Expectations` but those that `prove`
-adds; `measurement.json`, see `stackmeasure`. Environment: `PLATFORM`; `SABOTAGE`, one of `stackgate.SABOTAGES` that is broken before it is judged, or
-empty; `STACK_TIMEOUT_SECONDS` for the whole run, default `LIMIT_S`.
+adds; `measurement.json`, see `stackmeasure`. Environment: `PLATFORM`; `SABOTAGE`, one of `stackgate.SABOTAGES` that is
+broken before it is judged, or empty; `STACK_TIMEOUT_SECONDS` for the whole run, default `LIMIT_S`.
 
 Leaves in `OUT` `stack.json`, `console-host.log` and `console-guest.log`, whatever happens in there, in `records/` the
 directories that host and guest sent, and in `measurement/` the measurement that was among them, with its verdict. Exit
@@ -59,6 +59,9 @@ LAB_MIB, TOOLS_MIB = 32, 8
 #: Addresses of the NIC's physical function, and of its virtual one in the guest (RFC 5737).
 NEAR, FAR = "192.0.2.1", "192.0.2.2"
 
+#: The device of the host's own: the bus is that of its root port, the third.
+SPINNING = "0000:03:00.0"
+
 #: What the lab's disk holds of `recipes/lab/`, by its name there.
 SCRIPTS = {
     "host": "virt-rt-stack-host.sh",
@@ -75,9 +78,9 @@ PHASES = {
     "preflight": "devices_before",
     "guest boot": "booted",
     "audits": "audit_back",
-    "devices used": "guest",
-    "measured": "host_measured",
-    "made late": "late_serial",
+    "devices used": "used",
+    "measured": "guest_measured",
+    "made late": "late_interrupt",
     "guest shut down": "devices_after",
     "records": "records_host",
     "guest boot, kernel inside": "inside_guest",
@@ -217,13 +220,18 @@ def make_disk(tree: Path, disk: Path, mib: int) -> None:
 
 
 def plain_entry(host: dict[str, Any]) -> tuple[str, int]:
-    """The boot entry without isolation, and where GRUB's environment is, of what is known of the host's disk."""
-    (found,) = [
+    """The boot entry without isolation, and where GRUB's environment is, of what is known of the host's disk.
+
+    ValueError unless there is exactly one such entry.
+    """
+    found = [
         entry["id"]
         for entry in host["entries"]
         if entry["id"].startswith("virt-rt-plain-virt-rt-host-") and entry["release"] == host["release"]
     ]
-    return found, host["environment_offset"]
+    if len(found) != 1:
+        raise ValueError(f"boot entries of {host['release']} without isolation: {', '.join(found) or 'none'}")
+    return found[0], host["environment_offset"]
 
 
 def phases(at: dict[str, float], total: float) -> dict[str, float]:
@@ -261,6 +269,7 @@ def prove(platform: str, sabotage: str, limit_s: float) -> tuple[list[gate.Findi
         "REST_CPUS": expected.emulator,
         "PHYSICAL": expected.physical,
         "FUNCTION": expected.function,
+        "SPINNING": SPINNING,
         "BOOT_SECONDS": BOOT_S,
         "ECHOES": expected.echoes,
         "NEAR": NEAR,
@@ -285,7 +294,6 @@ def prove(platform: str, sabotage: str, limit_s: float) -> tuple[list[gate.Findi
     disk.lay_over()
     if sabotage == "isolation-removed":
         disk.choose(*plain_entry(json.loads((IN / "labhost.json").read_text())))
-    # the second serial port is for the interrupt that is moved to disturb
     host = [*disk.arguments(), "-drive", f"if=none,id=lab,format=raw,cache=unsafe,file={lab}"]
     host += ["-device", "virtio-blk-pci,drive=lab,serial=virt-rt-lab"]
     ports = {"virt-rt.stack": answers, "virt-rt.records": WORK / "records"}
@@ -293,7 +301,8 @@ def prove(platform: str, sabotage: str, limit_s: float) -> tuple[list[gate.Findi
     board = labboard.board(
         expected.cpus, expected.memory_mib, host, OUT / "console-host.log", ports, credentials.values()
     )
-    board += ["-serial", "null"]
+    # a device of the host's own, whose interrupts disturb
+    board += ["-device", "pcie-root-port,id=port3,chassis=3,slot=3", "-device", "edu,bus=port3"]
     run = labboard.run([str(disk.qemu), *board], answers, WORK / "messages", limit_s)
     got = run.ended or "powered off"
     machine = gate.Finding("machine", "the host powers itself off", got, not run.ended)

@@ -151,6 +151,11 @@ def measured_platforms(names: list[str], platforms: Iterable[str]) -> list[str]:
     return found
 
 
+def measure_summary(platform: str) -> str:
+    """What the task that measures a machine of a platform does, in a line."""
+    return f"measure a real machine of {platform} over ssh: TARGET=user@host"
+
+
 def tasks(session: Session) -> Iterator[dict[str, Any]]:
     """Every action as a doit task, and one group per platform."""
     project = session.project
@@ -167,7 +172,7 @@ def tasks(session: Session) -> Iterator[dict[str, Any]]:
         yield {
             "basename": MEASURE,
             "name": platform,
-            "doc": f"measure a real machine of {platform} over ssh: TARGET=user@host",
+            "doc": measure_summary(platform),
             "actions": [(_Measure(session, platform),)],
             "uptodate": [False],
             "io": {"capture": False},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import locks
+from pipeline.lab import MEASUREMENT
+from pipeline.labreport import ATTRIBUTION
+from pipeline.measure.verdict import FILE as VERDICT
 from pipeline.project import Project
 from pipeline.store import Result, Store
+from tests import measuring
 from tests.packaging import make_development_key
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,13 +143,17 @@ VERDICT
 for way in outside inside; do echo booted >"/build/out/console-rt-guest-$way.log"; done
 """,
     "lab-stack.sh": """\
-cat /build/in/artifacts/*/launch/*/kvmqemu.sh /build/in/tuning/root/usr/bin/virt-rt-check >/dev/null
+cat /build/in/launch/kvmqemu.sh /build/in/tuning/root/usr/bin/virt-rt-check /build/in/virt-rt-measure >/dev/null
+cat /build/in/{disk.qcow2,labhost.json} /build/in/artifacts/*/{image/*/disk.qcow2,kernel/guest/kernelrelease} >/dev/null
+ls /build/in/tools/usr >/dev/null
 cat >/build/out/stack.json <<VERDICT
 {"schema": 1, "platform": "$PLATFORM", "ok": true, "evidence": "emulated",
  "latency_verdict": "emulated: not evidence of latency",
  "findings": [{"name": "all", "wanted": "fine", "got": "fine", "ok": true}]}
 VERDICT
 for machine in host guest; do echo booted >"/build/out/console-$machine.log"; done
+mkdir -p /build/out/records/{host,guest-rt-guest}
+for place in /build/out/records/*; do echo booted >"$place/messages"; done
 """,
     "lab-disk.sh": "cp /build/in/rootfs.tar /build/out/disk.qcow2\n",
     "lab-host.sh": """\
@@ -271,6 +280,8 @@ def make(directory: Path, rootfs: Path) -> Standin:
         shutil.copy(ROOT / name, root)
     for name, script in STEPS.items():
         (root / "recipes" / "steps" / name).write_text(script)
+    with (root / "recipes" / "steps" / "lab-stack.sh").open("a") as step:
+        step.write(_measure(directory / MEASUREMENT))
     linux = make_repository(directory / "linux", "v6.12.1-rt1", main="int linux;\n")
     qemu = make_repository(directory / "qemu", "v10.0.1", main="int qemu;\n")
     (root / "recipes" / "sources.toml").write_text(
@@ -287,6 +298,24 @@ def make(directory: Path, rootfs: Path) -> Standin:
     assert done.status == 0, done
     seed_builders(standin, rootfs)
     return standin
+
+
+def _measure(directory: Path) -> str:
+    """Lines of a step that leave the measurement of an emulated host and its guest; it is made in `directory`."""
+    place = "guest-rt-guest"
+    measuring.Made(
+        kind="emulated", platform="qemu-q35", guest_name=place, host=(1, 2, 3), guest=(1,),
+        segments=1, samples=1000, irqlat=False, loads=("hackbench",),
+    ).write(directory)  # fmt: skip
+    events = json.dumps(measuring.ATTRIBUTION).replace(measuring.GUEST, place)
+    (directory / VERDICT).write_text(json.dumps(measuring.verdict(emulated=True)))
+    (directory / ATTRIBUTION).write_text(events)
+    lines = []
+    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
+        target = f"/build/out/{MEASUREMENT}/{file.relative_to(directory)}"
+        lines.append(f"mkdir -p {target.rpartition('/')[0]}\n")
+        lines.append(f"printf %s {shlex.quote(file.read_text())} >{target}\n")  # digests hold for every byte
+    return "".join(lines)
 
 
 def _lock_packages(standin: Standin) -> None:

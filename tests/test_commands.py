@@ -32,7 +32,9 @@ PRODUCTS = {
     "libvirt:rt-guest",
     "tuning:qemu-q35",
     "boot:qemu-q35",
+    "labhost:qemu-q35",
     "stack:qemu-q35",
+    "lab:qemu-q35",
     "driver:qemu-q35:irqlat-guest",
     "driver:qemu-q35:irqlat-host",
     "package:qemu-q35:driver-irqlat-guest",
@@ -127,6 +129,12 @@ def test_everything_is_built_once_and_then_current(project: Standin) -> None:
     manifest = json.loads((project.root / "artifacts/qemu-q35/kernel/guest/manifest.json").read_text())
     assert manifest["action"] == "kernel:qemu-q35:guest"
     assert "bzImage" in manifest["files"]
+    report = json.loads((project.root / "artifacts/qemu-q35/lab/report.json").read_text())
+    levels = {level["name"]: level["verdict"] for level in report["levels"]}
+    proven = dict.fromkeys(("structure", "boot", "stack"), "passed")
+    assert levels == proven | {"latency": "not proven"}, report["levels"]
+    assert {place["name"] for place in report["places"]} == {"host", "guest-rt-guest"}
+    assert (report["evidence"], len(report["series"]), len(report["events"])) == ("emulated", 4, 1)
 
 
 def test_lost_artifacts_are_restored_without_building(built: Standin) -> None:
@@ -158,7 +166,7 @@ def test_one_line_of_the_guests_config_touches_only_the_guest(built: Standin) ->
         "kernel-headers-guest",
         "kernel-image-guest",
     )
-    of_all = {f"{kind}:qemu-q35" for kind in ("boot", "stack", "lint", "repo", "release")}
+    of_all = {f"{kind}:qemu-q35" for kind in ("boot", "labhost", "stack", "lab", "lint", "repo", "release")}
     packed = {f"package:qemu-q35:{what}" for what in packages}
     assert (
         stale == {"kernel:qemu-q35:guest", "driver:qemu-q35:irqlat-guest", "image:rt-guest"} | of_all | packed
@@ -201,17 +209,18 @@ def test_a_group_is_a_task(project: Standin) -> None:
 # Reading commands -----------------------------------------------------------------------------
 
 
-def test_list_names_the_products(project: Standin) -> None:
+def test_list_names_the_products_and_the_machines_to_measure(project: Standin) -> None:
     done = project.doit("list")
-    names = {line.split()[0] for line in done.out.splitlines()}
-    of_canoe = {name for name in names if "canoe" in name}
-    assert names - of_canoe == {*PRODUCTS, "platform:qemu-q35"}
+    lines = dict(line.split(maxsplit=1) for line in done.out.splitlines())
+    of_canoe = {name for name in lines if "canoe" in name}
+    assert lines.keys() - of_canoe == {*PRODUCTS, "platform:qemu-q35", "measure:qemu-q35"}
     expected = {
         name.replace("qemu-q35", "canoe-pass").replace("rt-guest", "canoe-guest")
-        for name in PRODUCTS - {"stack:qemu-q35"}
+        for name in PRODUCTS - {"labhost:qemu-q35", "stack:qemu-q35"}
         if "irqlat" not in name
     }
-    assert of_canoe == {*expected, "platform:canoe-pass"}
+    assert of_canoe == {*expected, "platform:canoe-pass", "measure:canoe-pass"}
+    assert lines["measure:canoe-pass"] == "measure a real machine of canoe-pass over ssh: TARGET=user@host"
     everything = json.loads(project.doit("list", "--all", "--json").out)
     assert {"source:linux-rt", "builder:kernel"} <= {row["task"] for row in everything}
 
@@ -220,7 +229,7 @@ def test_plan_tells_times_once_they_are_known(built: Standin) -> None:
     built.append(GUEST_CONFIG, "CONFIG_EXTRA=y\n")
     rows = {row["task"]: row for row in json.loads(built.doit("plan", "--json").out)}
     assert rows["kernel:qemu-q35:guest"]["expected_seconds"] > 0
-    assert re.search(r"^14 to build, about \d+ s of work$", built.doit("plan").out, re.MULTILINE)
+    assert re.search(r"^16 to build, about \d+ s of work$", built.doit("plan").out, re.MULTILINE)
 
 
 def test_log_shows_a_steps_output_also_in_another_checkout(built: Standin, tmp_path: Path) -> None:
@@ -389,6 +398,11 @@ def test_words_that_mean_nothing_end_with_two(project: Standin, arguments: list[
     done = project.doit(*arguments)
     assert done.status == 2, done
     assert "Traceback" not in done.out + done.err
+
+
+def test_a_measurement_is_no_step(project: Standin) -> None:
+    for words in (["plan", "measure:qemu-q35"], ["why", "measure"]):
+        assert project_error(project.doit(*words)) == f"{words[1]} is no step: it measures a machine"
 
 
 def test_an_engine_that_does_not_run_is_one_line(project: Standin, tmp_path: Path) -> None:

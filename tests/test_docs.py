@@ -24,6 +24,7 @@ import pytest
 
 from pipeline import bootproof, contract, drivers, gate, recipes, sourcerecipe, topology
 from pipeline.cpuplan import guest_plan
+from pipeline.project import Project
 from tests import standin
 from tests.standin import Standin
 from tests.tiny import tiny_rootfs
@@ -294,6 +295,15 @@ def test_every_command_is_described() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     commands = project["tool"]["doit"]["plugins"]["command"]
     assert [name for name in commands if not re.search(rf"^### `doit {name}\b", page, re.MULTILINE)] == []
+
+
+def test_every_kind_of_task_is_described() -> None:
+    page = (ROOT / "docs/graph-and-keys.md").read_text()
+    described = re.findall(r"^\| `([\w-]+):\S+` \|", page, re.MULTILINE)
+    graph = Project(ROOT).graph
+    assert sorted(described) == sorted({action.name.partition(":")[0] for action in graph})
+    examples = re.findall(r"^\| `([\w-]+:\S+)` \|", page, re.MULTILINE)
+    assert [name for name in examples if name not in graph] == []
 
 
 def test_every_builder_source_and_guest_is_described() -> None:

@@ -359,6 +359,35 @@ def test_a_damaged_measurement_is_red(damage: str, copied: Path) -> None:
     assert any(said in line for line in red(made)), red(made)
 
 
+def test_what_an_interrupted_run_left_is_no_run(copied: Path) -> None:
+    before = of_hardware(copied)
+    for place in ("host", GUEST):
+        left = copied / place / "001-cyclictest.interrupted-0"
+        left.mkdir()
+        (left / "stdout").write_text("# /dev/cpu_dma_la")
+        (left / "cyclictest.json").write_text("{")
+    after = of_hardware(copied)
+    assert after.ok, red(after)
+    assert (after.series, after.levels) == (before.series, before.levels)
+
+
+@pytest.mark.parametrize("name", ["001-cyclictest.interrupted-0", "999-cyclictest"])
+def test_a_run_is_missed_under_its_own_name(name: str, copied: Path) -> None:
+    (copied / "host/001-cyclictest").rename(copied / "host" / name)
+    made = of_hardware(copied)
+    assert made.level("latency").verdict == "failed"
+    assert any("not as it says: 001-cyclictest/run.json" in line for line in red(made)), red(made)
+
+
+@pytest.mark.parametrize(
+    "name", ["001-cyclictest.interrupted-", "001-cyclictest.interrupted-0.old", "002-interrupted"]
+)
+def test_a_directory_beside_the_runs_is_not_passed_over(name: str, copied: Path) -> None:
+    (copied / "host" / name).mkdir()
+    made = of_hardware(copied)
+    assert any(f"not as it says: {name}/run.json" in line for line in red(made)), red(made)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -1,4 +1,4 @@
-"""The stack proof: its verdict fails closed, its host is laid out as promised, and it runs where it can."""
+"""The stack proof: its verdict fails closed, it hands over what it promises, and it runs where it can."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import labboard, recipes, settings, stack, stackgate, stackhost, stackproof, stackrecords
+from pipeline import labboard, recipes, settings, stack, stackgate, stackmeasure, stackproof, stackrecords
 from pipeline.action import Action
+from pipeline.checktool import MEASURE
 from pipeline.cpuplan import HostPlan
 from pipeline.gate import Answer, Finding, MalformedError
+from pipeline.measure import expectations, request
 from pipeline.plan import State
 from pipeline.project import Project
-from pipeline.stackgate import Expectations, judge, record
+from pipeline.stackgate import Expectations, judge
 from pipeline.stackrecords import Received
+from tests import measured
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST_SCRIPT = ROOT / "recipes" / "lab" / "virt-rt-stack-host.sh"
@@ -49,6 +53,12 @@ PLAN = Expectations(
     interrupts=300,
     release="6.12.107-rt-virt-host",
     guest_release="6.12.107-rt-virt-guest",
+    installed={
+        "image/rt-guest/disk.qcow2": "d15c" * 16,
+        "kernel/guest/bzImage": "be11" * 16,
+        "kernel/guest/kernelrelease": "4e1e" * 16,
+        "qemu/bin/qemu-system-x86_64": "9e30" * 16,
+    },
 )
 
 Told = dict[str, tuple[int, str]]
@@ -58,13 +68,15 @@ Told = dict[str, tuple[int, str]]
 RT = "#1 SMP PREEMPT_RT Tue Jan  1 00:00:00 UTC 1980\n"
 IDLE = """\
 0000:01:00.0 0x8086:0x10c9 driver=igb override=(null) numvfs=0
-0000:02:00.0 0x1234:0x11e8 driver=none override=(null)
+0000:02:00.0 0x1234:0x11e8 driver=irqlat_edu override=(null)
 """
 BOUND = """\
 0000:01:00.0 0x8086:0x10c9 driver=igb override=(null) numvfs=1
 0000:02:00.0 0x1234:0x11e8 driver=vfio-pci override=vfio-pci
 0000:01:10.0 0x8086:0x10ca driver=vfio-pci override=vfio-pci
 """
+#: As sha256sum prints it in the directory where the packages install.
+INSTALLED = f"{'be11' * 16}  kernel/guest/bzImage\n{'d15c' * 16}  image/rt-guest/disk.qcow2\n"
 BUSY = "kvmqemu-rfs.sh: guest rt-guest is running: started by process 471\n"
 
 
@@ -111,6 +123,7 @@ USES = {
     "irqlat_run": "",
     "irqlat": json.dumps(IRQLAT),
     "irqlat_after": "302\n",
+    "measured": "",
     "sent": "ab12\n",
 }
 
@@ -166,6 +179,7 @@ def good() -> Told:
         "release": (0, "6.12.107-rt-virt-host\n"),
         "cmdline": (0, "root=/dev/vda rw isolcpus=managed_irq,domain,1-3 intel_iommu=on\n"),
         "boot_id": (0, "2bdc\n"),
+        "installed": (0, INSTALLED),
         "preflight": report(finding("kernel", "ok"), NO_TURBO, command="preflight"),
         "devices_before": (0, IDLE),
         "booted": (0, ""),
@@ -177,8 +191,14 @@ def good() -> Told:
         "audit_back": green,
         "listens": (0, ""),
         "traffic": (0, "20 of 20 came back\n"),
+        "used": (0, ""),
+        "loaded": (0, ""),
+        "guest_measured": (0, ""),
+        "late_hog": (0, ""),
+        "late_serial": (0, ""),
         "finished": (0, ""),
         "guest": (0, guest()),
+        "host_measured": (0, ""),
         "ended": (0, ""),
         "status": (0, ""),
         "messages": (0, ""),
@@ -264,6 +284,7 @@ def test_a_missing_or_odd_answer_fails(name: str, answer: tuple[int, str] | None
                 "kill_qemu",
                 "qemu_killed",
             ),
+            *("used", "loaded", "guest_measured", "late_hog", "late_serial", "host_measured"),
             *("cleanup", "cleanup_again", "enable", "service_booted", "service_finished", "service_stop"),
             "service_qemu",
         }
@@ -286,9 +307,16 @@ IDLE_LINES = IDLE.splitlines()
         ("release", (0, "6.12.107-rt-virt-guest"), "host release"),
         ("cmdline", (0, "root=/dev/vda isolcpus=managed_irq,domain,1-3"), "host command line"),
         ("cmdline", (0, "isolcpus=managed_irq,domain,1-3 intel_iommu=on,sm_on"), "host command line"),
+        ("installed", (0, ""), "installed files"),
+        ("installed", (1, "sha256sum: image/rt-guest/disk.qcow2: No such file"), "installed files"),
+        ("installed", (0, INSTALLED.splitlines()[0]), "installed files"),
+        ("installed", (0, INSTALLED.replace("d15c", "d15d", 1)), "installed files"),
+        ("installed", (0, INSTALLED.replace("image/", "artifacts/image/")), "installed files"),
+        ("installed", (0, INSTALLED.replace("  ", " ")), "installed files"),
         ("preflight", report(finding("KVM", "fail"), command="preflight"), "preflight"),
         ("preflight", report(finding("KVM", "unknown"), command="preflight"), "preflight"),
         ("devices_before", (0, BOUND), "devices before"),
+        ("devices_before", (0, IDLE.replace("irqlat_edu", "none")), "devices before"),
         ("booted", (1, ""), "guest booted"),
         ("devices_running", (0, IDLE), "devices passed"),
         (
@@ -309,7 +337,7 @@ IDLE_LINES = IDLE.splitlines()
         ("devices_after", (0, IDLE.replace("numvfs=0", "numvfs=1")), "devices after"),
         (
             "devices_after",
-            (0, IDLE.replace("none override=(null)", "none override=vfio-pci")),
+            (0, IDLE.replace("irqlat_edu override=(null)", "irqlat_edu override=vfio-pci")),
             "devices after",
         ),
         ("devices_after", (0, IDLE.replace("driver=igb", "driver=none")), "devices after"),
@@ -317,6 +345,12 @@ IDLE_LINES = IDLE.splitlines()
         ("listens", (1, ""), "VF listens"),
         ("traffic", (1, "20 of 20 came back"), "VF traffic"),
         ("traffic", (0, "19 of 20 came back"), "VF traffic"),
+        ("used", (1, ""), "devices used"),
+        ("loaded", (1, ""), "host makes load"),
+        ("guest_measured", (1, ""), "guest has measured"),
+        ("host_measured", (1, "not measured: cyclictest: not installed"), "host measured"),
+        ("late_hog", (1, "the guest does not tell late_hog"), "made late by hog"),
+        ("late_serial", (2, "no trace"), "made late by serial"),
         ("finished", (1, ""), "guest finished"),
         ("records_guest", (1, ""), "records of the guest"),
         ("records_host", (1, ""), "records of the host"),
@@ -410,7 +444,7 @@ GUEST = [
         "VF counters",
         "device driver loaded",
     ),
-    *("device measured", "device interrupts", "device interrupts counted", "records"),
+    *("device measured", "device interrupts", "device interrupts counted", "guest measured", "records"),
 ]
 
 
@@ -463,6 +497,8 @@ def irqlat(**changed: Any) -> str:
         (guest(irqlat_after="299"), ["device interrupts counted"]),
         (guest(irqlat_after="many"), ["device interrupts counted"]),
         (guest(irqlat_before=None), ["device interrupts counted"]),
+        (guest(measured=(1, "failed: 001-cyclictest")), ["guest measured"]),
+        (guest(measured=None), ["guest measured"]),
         (guest(sent="ab13"), ["records"]),
         (guest(sent=None), ["records"]),
     ],
@@ -474,15 +510,27 @@ def test_a_guest_that_is_not_what_was_promised(text: str, findings: list[str]) -
 @pytest.mark.parametrize("size", [0, 1, 40, -1, -2, -66])
 def test_answers_cut_short_anywhere_are_no_answers(size: int) -> None:
     assert failed(sent(good())[:size]) == ["answers"]
-    assert record(sent(good())[:size]) == {}
+    assert stackgate.record(sent(good())[:size]) == {}
 
 
 def test_a_plan_without_parameters_never_passes() -> None:
     assert failed(sent(good()), replace(PLAN, parameters=[])) == ["host command line"]
 
 
+@pytest.mark.parametrize(
+    "installed", [{}, {name: PLAN.installed[name] for name in PLAN.installed if name.startswith("qemu")}]
+)
+def test_without_a_file_to_compare_nothing_is_installed(installed: dict[str, str]) -> None:
+    assert failed(sent(good()), replace(PLAN, installed=installed)) == ["installed files"]
+
+
+def test_each_file_that_was_built_is_compared() -> None:
+    more = {**PLAN.installed, "image/rt-guest/other.qcow2": "f" * 64}
+    assert failed(sent(good()), replace(PLAN, installed=more)) == ["installed files"]
+
+
 def test_everything_told_is_kept_beside_the_verdict() -> None:
-    kept = record(sent(good()))
+    kept = stackgate.record(sent(good()))
     assert list(kept) == list(good())
     assert kept["cleanup_running"] == {"status": 2, "said": BUSY}
     assert kept["audit"]["said"]["findings"][1]["name"] == "rt-guest: vCPU 1"
@@ -508,13 +556,69 @@ def test_records_that_are_not_what_was_sent(received: Received) -> None:
     assert failed(sent(good()), received=received) == ["records"]
 
 
-def test_each_sabotage_names_findings_that_there_are() -> None:
+def test_each_sabotage_names_findings_that_there_are(tmp_path: Path) -> None:
     names = [each.name for each in judge(sent(good()), PLAN, RECEIVED)]
+    names += [stackmeasure.judge(tmp_path, tmp_path / "none").name]
+    names += [each.name for each in stackmeasure.attribute(tmp_path, tmp_path)]
     assert len(names) == len(set(names))
     assert all(reds and set(reds) <= set(names) for reds in stackgate.SABOTAGES.values())
-    scripts = HOST_SCRIPT.read_text() + (ROOT / "recipes/lab/virt-rt-stack-guest.sh").read_text()
-    scripts += (ROOT / "pipeline/stackproof.py").read_text()
-    assert [each for each in stackgate.SABOTAGES if each not in scripts] == []
+
+
+@pytest.mark.parametrize("sabotage", stackgate.SABOTAGES)
+def test_each_sabotage_is_done_somewhere_and_documented(sabotage: str) -> None:
+    host, agent, driver = (
+        (ROOT / place).read_text()
+        for place in (
+            "recipes/lab/virt-rt-stack-host.sh", "recipes/lab/virt-rt-stack-guest.sh", "pipeline/stackproof.py",
+        )
+    )  # fmt: skip
+    assert (
+        f"breaking {sabotage} " in host
+        or f"$SABOTAGE != {sabotage} " in agent
+        or f'sabotage == "{sabotage}"' in driver
+    )
+    row = re.search(
+        rf"^\| `{sabotage}` \|.*\| (.*) \|$", (ROOT / "docs/stack-proof.md").read_text(), re.MULTILINE
+    )
+    assert row, "not in the table"
+    reds = stackgate.SABOTAGES[sabotage]
+    told = re.findall(r"`(.*?)`", row[1])
+    assert set(told) <= set(reds) and (len(told) == len(reds) or "at every start" in row[1])
+
+
+@pytest.mark.parametrize("kind", stackgate.DISTURBANCES)
+def test_each_disturbance_is_made_on_both_sides(kind: str) -> None:
+    host, agent, disturb = (
+        (ROOT / f"recipes/lab/virt-rt-stack-{name}.sh").read_text() for name in ("host", "guest", "disturb")
+    )
+    assert f"late {kind} " in host
+    assert f"be_late {kind}\n" in agent
+    assert f"\n{kind}() {{" in disturb
+    assert stackmeasure.DISTURBANCES.keys() == set(stackgate.DISTURBANCES)
+
+
+def test_the_agent_measures_until_it_is_late_by_each(tmp_path: Path) -> None:
+    """Its calls are those that the script it sources wants."""
+    agent = (ROOT / "recipes/lab/virt-rt-stack-guest.sh").read_text()
+    calls = re.findall(r"^ *(be_late .*)$", agent, re.MULTILINE)
+    assert [call.split()[1] for call in calls] == list(stackgate.DISTURBANCES)
+    (tmp_path / "measure").write_text(
+        "import sys\nprint('measuring')\nopen(sys.argv[sys.argv.index('--out') + 1], 'w').write(' '.join(sys.argv))\n"
+    )
+    lines = [
+        f"set -uo pipefail; work={tmp_path} MEASURE={tmp_path}/measure PLACE=guest-g ISOLATED=1",
+        'answer() { local name=$1; shift; echo "$name: $("$@")"; }',
+        f". {ROOT}/recipes/lab/virt-rt-stack-late-guest.sh",
+        *calls,
+    ]
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert list(said) == ["measuring_hog", "late_hog", "measuring_serial", "late_serial"]
+    for kind in stackgate.DISTURBANCES:
+        limit = re.search(r" --limit ([0-9]+) ", said[f"late_{kind}"])
+        assert limit and int(limit[1]) > 0
+        assert " trace break --place guest-g --cpus 1 " in said[f"late_{kind}"]
 
 
 # What is sent at length ------------------------------------------------------------------------
@@ -586,38 +690,76 @@ def test_nothing_sent_is_a_fault_or_no_directory(tmp_path: Path) -> None:
 # The host --------------------------------------------------------------------------------------
 
 
+LABHOST: dict[str, Any] = {
+    "release": PLAN.release,
+    "environment_offset": 4096,
+    "entries": [
+        {"id": "simple", "release": PLAN.release},
+        {"id": f"virt-rt-plain-virt-rt-host-{PLAN.release}", "release": PLAN.release},
+        {"id": "virt-rt-plain-virt-rt-host-6.12.1", "release": "6.12.1"},
+        {"id": f"virt-rt-plain-other-{PLAN.release}", "release": PLAN.release},
+    ],
+}
+#: Requests to measure as the step is given them.
+ASKED: dict[str, dict[str, Any]] = {
+    place: {
+        "place": place,
+        "kernel_release": "",
+        "plan_sha256": "",
+        "stages": [
+            {"name": "a", "argv": []},
+            {"name": "b", "argv": ["/x/{release}/y", "--at={release}", "z"]},
+        ],
+    }
+    for place in ("host", "guest-rt-guest")
+}
+
+
+def test_the_entry_without_isolation_is_the_kernels_own() -> None:
+    plain = (f"virt-rt-plain-virt-rt-host-{PLAN.release}", 4096)
+    assert stackproof.plain_entry(LABHOST) == plain
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        (LABHOST["entries"][:1], "without isolation: none"),
+        (LABHOST["entries"][2:], "without isolation: none"),
+        ([], "without isolation: none"),
+        (LABHOST["entries"][1:2] * 2, "virt-rt-host.*, virt-rt-plain-"),
+    ],
+)
+def test_without_one_such_entry_there_is_none(entries: list[dict[str, str]], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        stackproof.plain_entry(LABHOST | {"entries": entries})
+
+
 @pytest.fixture
 def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The step's input directory, with a userland of two files and a tuning of three."""
+    """The step's input directory."""
     directory = tmp_path / "in"
     files = {
-        "host/modules/lib/modules/6.12/kvm.ko": "module",
-        "artifacts/qemu-q35/launch/rt-guest/kvmqemu.sh": "script",
+        "disk.qcow2": "disk",
+        "labhost.json": json.dumps(LABHOST),
+        "host/kernelrelease": f"{PLAN.release}\n",
+        "artifacts/qemu-q35/image/rt-guest/disk.qcow2": "guest",
+        "artifacts/qemu-q35/kernel/guest/bzImage": "kernel",
+        "artifacts/qemu-q35/kernel/guest/kernelrelease": f"{PLAN.guest_release}\n",
+        "artifacts/qemu-q35/qemu/bin/qemu-img": "#!/bin/sh\n",
+        "artifacts/qemu-q35/qemu/share/qemu/OVMF_VARS_4M.fd": "variables",
         "launch/kvmqemu.sh": "the lab's",
-        "service/etc/virt-rt/guests/rt-guest.conf": "# SNAPSHOT=1",
+        "measurement.json": json.dumps(ASKED),
         "tools/usr/lib/modules/6.12/updates/irqlat_edu.ko": "module",
         "tuning/root/usr/share/virt-rt/plan.json": "{}",
-        "tuning/root/etc/sysctl.d/90-virt-rt.conf": "a = 1",
-        "tuning/root/usr/lib/systemd/system/virt-rt-settings.service": "[Install]\nWantedBy=multi-user.target\n",
+        "virt-rt-measure": "program",
     }
     for name, content in files.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    (directory / "artifacts/qemu-q35/launch/rt-guest/kvmqemu.sh").chmod(0o755)
-    masked = directory / "tuning/root/etc/systemd/system/irqbalance.service"
-    masked.parent.mkdir(parents=True)
-    masked.symlink_to("/dev/null")
+    (directory / "artifacts/qemu-q35/qemu/bin/qemu-img").chmod(0o755)
     for path in (ROOT / "recipes" / "lab").glob("virt-rt-stack*"):
         shutil.copy(path, directory)
-    with tarfile.open(directory / "rootfs.tar", "w") as tar:
-        for name in (".", "./etc", "./usr", "./usr/lib"):
-            entry = tarfile.TarInfo(name)
-            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-            tar.addfile(entry)
-        entry = tarfile.TarInfo("./etc/fstab")
-        entry.size = 3
-        tar.addfile(entry, io.BytesIO(b"# x"))
     monkeypatch.setattr(stackproof, "IN", directory)
     for name in ("OUT", "WORK"):
         (tmp_path / name.lower()).mkdir()
@@ -625,53 +767,12 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-def test_the_host_is_its_userland_and_what_ships(inputs: Path, tmp_path: Path) -> None:
-    target = tmp_path / "host.tar"
-    stackhost.lay_out(inputs, target, "qemu-q35")
-    with tarfile.open(target) as tar:
-        entries = tar.getmembers()
-        members = {member.name.removeprefix("./"): member for member in entries}
-        read = {
-            name: (tar.extractfile(m) or io.BytesIO()).read() for name, m in members.items() if m.isfile()
-        }
-    assert len(members) == len(entries), "an entry is there twice"
-    assert read["etc/fstab"] == b"# x"
-    assert read["usr/lib/modules/6.12/kvm.ko"] == b"module"
-    assert read["etc/sysctl.d/90-virt-rt.conf"] == b"a = 1"
-    assert members["opt/virt-rt/qemu-q35/launch/rt-guest/kvmqemu.sh"].mode == 0o755
-    assert members["etc/sysctl.d/90-virt-rt.conf"].mode == 0o644
-    assert members["etc/systemd/system/irqbalance.service"].linkname == "/dev/null"
-    wants = "etc/systemd/system/multi-user.target.wants"
-    assert members[f"{wants}/virt-rt-settings.service"].linkname.endswith("/virt-rt-settings.service")
-    assert all((member.uid, member.gid) == (0, 0) for member in members.values())
-    assert read["etc/virt-rt/guests/rt-guest.conf"] == b"# SNAPSHOT=1"
-    # what is the lab's is on a disk of its own
-    assert [name for name in members if "virt-rt-stack" in name or name.startswith("run/")] == []
-
-
-def test_two_inputs_may_not_bring_the_same_file(inputs: Path, tmp_path: Path) -> None:
-    (inputs / "tuning/root/etc/fstab").write_text("other")
-    with pytest.raises(ValueError, match="/etc/fstab is there twice"):
-        stackhost.lay_out(inputs, tmp_path / "host.tar", "qemu-q35")
-
-
-@pytest.mark.parametrize("isolated", [True, False])
-def test_a_host_without_isolation_keeps_the_other_parameters(
-    isolated: bool, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stackhost, "make_disk", lambda tar, disk: None)
-    asked = ["isolcpus=managed_irq,domain,1-3", "nohz_full=1-3", "nohz=on", "rcu_nocbs=1", "irqaffinity=0"]
-    arguments = stackhost.host(inputs, tmp_path, "qemu-q35", asked, isolated)
-    line = arguments[arguments.index("-append") + 1].split()
-    assert [each for each in asked if each in line] == (asked if isolated else ["nohz=on"])
-
-
 @pytest.fixture
 def lab(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tree of the lab's disk."""
     monkeypatch.setattr(stackproof, "make_disk", lambda tree, disk, mib: None)
     variables: dict[str, object] = {"GUEST": "rt-guest", "RT_VCPU": 1}
-    stackproof.lab_disk(tmp_path / "disk", "qemu-q35", "rt-guest", variables, {"MASKED": "a b"})
+    stackproof.lab_disk(tmp_path / "disk", "qemu-q35", "rt-guest", variables, {"MASKED": "a b"}, ASKED)
     return tmp_path / "work/lab"
 
 
@@ -682,9 +783,11 @@ def test_the_labs_disk_has_what_host_and_guest_are_handed(lab: Path) -> None:
     name, _, encoded = (lab / "credentials/agent").read_text().partition("=")
     assert name == "io.systemd.credential.binary:virt-rt.stack"
     assert base64.b64decode(encoded) == (ROOT / "recipes/lab/virt-rt-stack-tools.sh").read_bytes()
-    assert (lab.parent / "tools/agent").read_bytes() == (
-        ROOT / "recipes/lab/virt-rt-stack-guest.sh"
-    ).read_bytes()
+    for name, file in (("late", "virt-rt-stack-late-guest.sh"), ("agent", "virt-rt-stack-guest.sh")):
+        assert (lab.parent / "tools" / name).read_bytes() == (ROOT / "recipes/lab" / file).read_bytes()
+    assert (lab.parent / "tools/virt-rt-measure").read_text() == "program"
+    assert json.loads((lab / "request.json").read_text()) == ASKED["host"]
+    assert json.loads((lab.parent / "tools/request.json").read_text()) == ASKED["guest-rt-guest"]
     # systemd before 257 reads one page of what SMBIOS brings
     assert sum(path.stat().st_size for path in (lab / "credentials").iterdir()) < 4096
     for unit, uses in (("unit", "USES=1"), ("alone", "USES=0")):
@@ -755,7 +858,9 @@ def test_only_a_guests_qemu_gets_what_is_the_labs(tmp_path: Path) -> None:
     (tmp_path / "environment").write_text(f'BUILT="{tmp_path}"\nGUEST="rt-guest"\n')
     wrapper = tmp_path / "wrapper"
     text = (ROOT / "recipes/lab/virt-rt-stack-qemu.sh").read_text()
-    wrapper.write_text(text.replace("/run/virt-rt-lab", str(tmp_path)))
+    wrapper.write_text(
+        text.replace("/run/virt-rt-lab", str(tmp_path)).replace("/run/virt-rt-stack", str(tmp_path))
+    )
 
     def got(*arguments: str) -> list[str]:
         done = subprocess.run(["sh", str(wrapper), *arguments], capture_output=True, text=True, check=True)
@@ -766,20 +871,10 @@ def test_only_a_guests_qemu_gets_what_is_the_labs(tmp_path: Path) -> None:
     assert started[:4] == ["-name", "rt-guest,debug-threads=on", "-append", "a b"]
     assert f"type=11,path={tmp_path}/credentials/agent" in started
     assert "virtio-blk-pci,drive=tools,serial=virt-rt-tools" in started
-
-
-def test_a_disk_holds_the_tar(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    version = subprocess.run(["mke2fs", "-V"], capture_output=True, text=True, check=True).stderr
-    found = re.search(r"mke2fs (\d+)\.(\d+)\.(\d+)", version)
-    if not found or tuple(map(int, found.groups())) < (1, 47, 1):
-        pytest.skip("mke2fs here cannot read a tar (before 1.47.1); the lab's builder has one that can")
-    monkeypatch.setattr(stackhost, "DISK_MIB", 16)
-    stackhost.lay_out(inputs, tmp_path / "host.tar", "qemu-q35")
-    stackhost.make_disk(tmp_path / "host.tar", tmp_path / "disk")
-    shown = subprocess.run(
-        ["debugfs", "-R", "cat /etc/hostname", str(tmp_path / "disk")], capture_output=True, check=True
-    ).stdout
-    assert shown == b"qemu-q35-lab\n"
+    assert f"pipe,id=go,path={tmp_path}/go" in started
+    assert all((tmp_path / name).is_fifo() for name in ("go.in", "go.out"))
+    # as it is at the next start
+    assert got("-name", "rt-guest,debug-threads=on", "-append", "a b") == started
 
 
 def test_a_disk_holds_a_directory(inputs: Path, tmp_path: Path) -> None:
@@ -807,16 +902,11 @@ def test_the_boards_devices_are_where_the_proof_names_them() -> None:
     assert "-no-reboot" not in arguments
 
 
-def test_the_host_boots_with_the_plans_command_line() -> None:
-    line = stackhost.command_line(["isolcpus=1-3", "nohz=on"]).split()
-    assert line[-2:] == ["isolcpus=1-3", "nohz=on"]
-    assert "root=/dev/vda" in line
-
-
 def test_seconds_are_recorded_by_phase() -> None:
     """Each phase ends with an answer that is given; one that never ended has no seconds."""
     assert set(stackproof.PHASES.values()) <= set(good())
     order = list(good())
+    assert len(set(stackproof.PHASES.values())) == len(stackproof.PHASES)
     assert [*stackproof.PHASES.values()] == sorted(stackproof.PHASES.values(), key=order.index)
     assert stackproof.phases({"running": 20.0, "devices_before": 25.5, "audit_back": 90.0}, 100.0) == {
         "host boot": 20.0,
@@ -829,24 +919,58 @@ def test_seconds_are_recorded_by_phase() -> None:
 # The whole driver, with a stand-in for qemu ----------------------------------------------------
 
 
+def event(
+    kind: str = "thread", name: str = "hog", verdict: str = "CPU 2 was taken", **changed: Any
+) -> dict[str, Any]:
+    """An event as `virt-rt-measure attribute` writes it, with its first culprit."""
+    culprits = [{"kind": kind, "name": name}, {"kind": "kvm exit", "name": "msr"}]
+    return {"place": "guest-rt-guest", "culprits": culprits, "verdict": verdict} | changed
+
+
+def attribution(*events: Any) -> str:
+    return json.dumps({"schema": 1, "events": list(events)})
+
+
+HOG, SERIAL = attribution(event()), attribution(event("interrupt", "ttyS1"))
+SENT_HOST = directory(
+    "host",
+    ("./dmesg", "Linux"),
+    ("./measurement/request.json", "{}"),
+    ("./late-hog/attribution.json", HOG),
+    ("./late-serial/attribution.json", SERIAL),
+)
+SENT_GUEST = directory("guest-rt-guest", ("dmesg", "too"), ("measurement/request.json", "{}"))
+#: In place of `virt-rt-measure`: fine when both records are there, and the expectations for them.
+PROGRAM = """
+import json, sys
+from pathlib import Path
+command, where, *options = sys.argv[1:]
+asked = json.loads(Path(options[options.index("--expect") + 1]).read_text())
+ok = command == "judge" and all((Path(where) / place / "request.json").is_file() for place in asked["places"])
+finding = {"name": "places", "wanted": "all", "got": "all" if ok else "some", "ok": ok}
+Path(options[options.index("--json") + 1]).write_text(json.dumps({
+    "protocol_ok": ok, "evidence": "emulated", "latency_verdict": "none", "findings": [finding],
+}))
+sys.exit(0 if ok else 1)
+"""
+
+
 @pytest.fixture
 def step(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], int]:
     """Run the step; its host answers what it is given."""
-    monkeypatch.setattr(stackhost, "make_disk", lambda tar, disk: None)
     monkeypatch.setenv("PLATFORM", "qemu-q35")
     monkeypatch.setenv("SABOTAGE", "")
-    (inputs / "host/kernelrelease").write_text(PLAN.release + "\n")
     built = inputs / "artifacts/qemu-q35"
-    for place, content in (("kernel/guest/kernelrelease", PLAN.guest_release + "\n"), ("qemu/bin/x", "")):
-        (built / place).parent.mkdir(parents=True)
-        (built / place).write_text(content)
+    (inputs / "virt-rt-measure").write_text(PROGRAM)
     known = {field: getattr(PLAN, field) for field in Expectations.__dataclass_fields__}
-    expected = {key: value for key, value in known.items() if key not in ("release", "guest_release")}
+    expected = {
+        key: value for key, value in known.items() if key not in ("release", "guest_release", "installed")
+    }
     (inputs / "expected.json").write_text(json.dumps(expected))
 
     def run(answers: bytes) -> int:
         (tmp_path / "answered").write_bytes(answers)
-        (tmp_path / "sent").write_bytes(HOST + OTHER)
+        (tmp_path / "sent").write_bytes(SENT_HOST + SENT_GUEST)
         qemu = built / "qemu/bin/qemu-system-x86_64"
         work = tmp_path / "work"
         qemu.write_text(
@@ -858,8 +982,23 @@ def step(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     return run
 
 
-#: The digest of what `step` sends for the guest.
-PROVEN = {"guest": (0, guest(sent=OTHER.split(b"\n")[0].decode().split()[-1]))}
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+#: What the host tells of what `step` has installed, and the digest of what `step` sends for the guest.
+PROVEN = {
+    "installed": (
+        0,
+        f"{digest('kernel')}  kernel/guest/bzImage\n{digest('guest')}  image/rt-guest/disk.qcow2\n",
+    ),
+    "guest": (0, guest(sent=SENT_GUEST.split(b"\n")[0].decode().split()[-1])),
+}
+#: What a stack without its plan's parameters tells.
+NO_ISOLATION = {
+    "cmdline": (0, "root=LABEL=root\n"),
+    "preflight": report(finding("isolcpus", "fail"), command="preflight"),
+}
 
 
 def test_a_proof_that_holds(step: Callable[[bytes], int], tmp_path: Path) -> None:
@@ -871,6 +1010,15 @@ def test_a_proof_that_holds(step: Callable[[bytes], int], tmp_path: Path) -> Non
     assert verdict["sabotage"] == ""
     assert set(verdict["seconds"]) == {*stackproof.PHASES, "power off"}
     assert (tmp_path / "out/records/host/dmesg").read_text() == "Linux"
+    left = sorted(path.name for path in (tmp_path / "out/measurement").iterdir())
+    assert left == ["attribution.json", "expectations.json", "guest-rt-guest", "host", "verdict.json"]
+    assert not (tmp_path / "out/records/host/measurement").exists()
+    asked = json.loads((tmp_path / "work/lab/request.json").read_text())
+    assert asked["kernel_release"] == PLAN.release
+    assert asked["plan_sha256"] == digest("{}")
+    assert (
+        json.loads((tmp_path / "work/tools/request.json").read_text())["kernel_release"] == PLAN.guest_release
+    )
     assert list(verdict["booted_sha256"]) == sorted(verdict["booted_sha256"])
 
 
@@ -880,6 +1028,74 @@ def test_a_proof_that_does_not_hold_says_what(
     assert step(sent(good() | PROVEN | {"cleanup": (1, "not undone: remove_vfs")})) == 1
     assert "cleanup: wanted status 0: everything undone; got status 1: not undone" in capfd.readouterr().err
     assert json.loads((tmp_path / "out/stack.json").read_text())["ok"] is False
+
+
+def test_what_was_measured_and_who_made_it_late_count(
+    step: Callable[[bytes], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "SENT_HOST", HOST)
+    assert step(sent(good() | PROVEN)) == 1
+    verdict = json.loads((tmp_path / "out/stack.json").read_text())
+    red = [each["name"] for each in verdict["findings"] if not each["ok"]]
+    assert red == ["measurement", "late by hog", "late by serial"]
+
+
+@pytest.mark.parametrize("sabotage", ["", *stackgate.SABOTAGES])
+def test_only_without_isolation_another_entry_is_booted(
+    sabotage: str, step: Callable[[bytes], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[tuple[str, int]] = []
+    monkeypatch.setattr(labboard.Host, "choose", lambda disk, entry, offset: chosen.append((entry, offset)))
+    monkeypatch.setenv("SABOTAGE", sabotage)
+    without = sabotage == "isolation-removed"
+    step(sent(good() | PROVEN | (NO_ISOLATION if without else {})))
+    assert chosen == ([stackproof.plain_entry(LABHOST)] if without else [])
+
+
+def test_the_host_is_the_one_on_which_apt_installed(
+    step: Callable[[bytes], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its disk is laid over, and the board boots from that; there is a second serial port."""
+    (tmp_path / "in/artifacts/qemu-q35/qemu/bin/qemu-img").write_text(
+        f'#!/bin/sh\necho "$@" >{tmp_path}/made\n'
+    )
+    started: list[list[str]] = []
+    run = labboard.run
+
+    def kept(arguments: list[str], *rest: Any) -> labboard.Run:
+        started.append(arguments)
+        return run(arguments, *rest)
+
+    monkeypatch.setattr(labboard, "run", kept)
+    assert step(sent(good() | PROVEN)) == 0
+    over = tmp_path / "work/host.qcow2"
+    assert (tmp_path / "made").read_text().split()[-3:] == ["-b", str(tmp_path / "in/disk.qcow2"), str(over)]
+    ((program, *arguments),) = started
+    assert program == str(tmp_path / "in/artifacts/qemu-q35/qemu/bin/qemu-system-x86_64")
+    assert any(f"file={over}" in argument for argument in arguments)
+    assert [value for option, value in itertools.pairwise(arguments) if option == "-serial"] == [
+        f"file:{tmp_path}/out/console-host.log",
+        "null",
+    ]
+    assert not {"-kernel", "-append"} & set(arguments)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["disk.qcow2", "host/kernelrelease", "measurement.json", "virt-rt-measure", "expected.json", "tools"],
+)
+def test_without_an_input_nothing_is_run(
+    missing: str,
+    step: Callable[[bytes], int],
+    inputs: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = inputs / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert step(sent(good() | PROVEN)) == 2
+    assert missing in capfd.readouterr().err
+    assert not (tmp_path / "out/stack.json").exists()
 
 
 def test_a_host_that_never_answers_proves_nothing(step: Callable[[bytes], int], tmp_path: Path) -> None:
@@ -916,6 +1132,209 @@ def test_a_sabotaged_proof_says_so_and_gives_the_script_its_name(
     assert 'SABOTAGE="vcpu-unpinned"\n' in (tmp_path / "work/lab/environment").read_text()
 
 
+# The measurement, and who made the guest late ---------------------------------------------------
+
+
+def test_requests_get_what_only_the_run_knows() -> None:
+    made = stackmeasure.requests(ASKED, {"host": "6.12-h", "guest-rt-guest": "6.12-g"}, b"plan")
+    assert made["host"]["stages"] == [
+        {"name": "a", "argv": []},
+        {"name": "b", "argv": ["/x/6.12-h/y", "--at=6.12-h", "z"]},
+    ]
+    assert made["guest-rt-guest"]["stages"][1]["argv"][0] == "/x/6.12-g/y"
+    assert [each["kernel_release"] for each in made.values()] == ["6.12-h", "6.12-g"]
+    assert {each["plan_sha256"] for each in made.values()} == {digest("plan")}
+    assert ASKED["host"]["stages"][1]["argv"][0] == "/x/{release}/y", "changed what was given"
+    with pytest.raises(KeyError, match="guest-rt-guest"):
+        stackmeasure.requests(ASKED, {"host": "6.12-h"}, b"plan")
+
+
+def test_what_a_place_did_not_send_is_missing_in_the_measurement(tmp_path: Path) -> None:
+    records, measurement = tmp_path / "records", tmp_path / "measurement"
+    (records / "host/measurement/001-load").mkdir(parents=True)
+    (records / "host/measurement/001-load/run.json").write_text("{}")
+    (records / "guest-rt-guest").mkdir()
+    stackmeasure.gather(records, measurement, ASKED, {"b": 1, "a": 2})
+    assert [path.relative_to(measurement).as_posix() for path in sorted(measurement.rglob("*.json"))] == [
+        "expectations.json",
+        "host/001-load/run.json",
+    ]
+    assert json.loads((measurement / "expectations.json").read_text()) == {"a": 2, "b": 1}
+    assert not (records / "host/measurement").exists()
+    stackmeasure.gather(tmp_path / "nothing", tmp_path / "empty", ASKED, {})
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["expectations.json"]
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """The program that ships."""
+    (tmp_path / "virt-rt-measure").write_bytes(MEASURE.bundle(ROOT))
+    return tmp_path / "virt-rt-measure"
+
+
+def measurement_of(
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hardware: bool = False,
+    change: Callable[[Any], object] = id,
+) -> Path:
+    """A measurement made an hour ago, and what is expected of it: as `gather` leaves it."""
+    now = int(time.time())
+    monkeypatch.setattr(measured, "BEGAN_NS", (now - 3600) * 10**9)
+    made = measured.Measured(hardware)
+    change(made)
+    made.write(directory)
+    asked = {place: asdict(each) for place, each in measured.requests().items()}
+    wanted = stackmeasure.expectations("p", asked, now - 4000)
+    wanted["load_shares"] = {"hackbench": 0.01, "stress": 0.01}
+    stackmeasure.gather(directory / "none", directory, asked, wanted)
+    return directory
+
+
+def test_a_measurement_that_was_made_as_asked(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = measurement_of(tmp_path / "m", monkeypatch)
+    found = stackmeasure.judge(directory, program)
+    assert found.ok, found.got
+    assert found.name == "measurement"
+    assert re.fullmatch(r"[1-9][0-9]+ findings, all fine: emulated: not evidence of latency", found.got)
+    # it can be judged again where it is left, beside what was found
+    stackmeasure.attribute(tmp_path, directory)
+    assert stackmeasure.judge(directory, program) == found
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda made: made.runs["host"]["001-cyclictest"].update(status=1), "status: wanted 0"),
+        (lambda made: made.left_out.add(measured.GUEST), "places: wanted"),
+        (lambda made: made.left_out.add("host"), "places: wanted"),
+        (lambda made: made.runs[measured.GUEST].pop("001-cyclictest"), "runs: wanted"),
+        (lambda made: made.machines["host"].update(plan_sha256="b" * 64), "wanted aaaa"),
+        (
+            lambda made: made.runs["host"]["003-load"]["ended"].update(realtime=measured.BEGAN_NS * 2),
+            "wanted",
+        ),
+    ],
+)
+def test_a_measurement_that_was_not(
+    change: Callable[[Any], object], told: str, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = stackmeasure.judge(measurement_of(tmp_path / "m", monkeypatch, change=change), program)
+    assert not found.ok
+    assert told in found.got
+
+
+def test_a_measurement_that_takes_itself_for_hardware(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here everything is emulated: such a record cannot be right."""
+    found = stackmeasure.judge(measurement_of(tmp_path / "m", monkeypatch, hardware=True), program)
+    assert not found.ok
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("", "no verdict (.*verdict.json"),
+        ("print('it is odd'); sys.exit(2)", "no verdict (.*it is odd"),
+        ("put('')", "no verdict"),
+        ("put('[]')", "no verdict"),
+        ("put(json.dumps(verdict)[:-9])", "no verdict"),
+        ("put(json.dumps(verdict | {'findings': None}))", "no verdict"),
+        ("put(json.dumps(verdict | {'findings': ['fine']}))", "no verdict"),
+        ("verdict.pop('evidence'); put(json.dumps(verdict))", "no verdict (.*evidence"),
+        ("put(json.dumps(verdict | {'findings': []}))", "0 findings"),
+        ("put(json.dumps(verdict | {'evidence': 'hardware'}))", "1 findings"),
+        ("put(json.dumps(verdict | {'protocol_ok': False}))", "1 findings"),
+        ("put(json.dumps(verdict | {'protocol_ok': 'yes'}))", "1 findings"),
+        ("put(json.dumps(verdict)); sys.exit(1)", "1 findings"),
+        ("verdict['findings'][0]['ok'] = False; put(json.dumps(verdict))", "age: wanted new, got old"),
+    ],
+)
+def test_a_verdict_that_proves_nothing(code: str, told: str, tmp_path: Path) -> None:
+    found = judged_by(code, tmp_path)
+    assert not found.ok
+    assert re.search(told.replace("(", r"\("), found.got)
+
+
+def test_a_verdict_without_any_of_that_passes(tmp_path: Path) -> None:
+    found = judged_by("put(json.dumps(verdict))", tmp_path)
+    assert (found.got, found.ok) == ("1 findings, all fine: none", True)
+
+
+def judged_by(code: str, tmp_path: Path) -> Finding:
+    """What is found by a program that puts a verdict that way."""
+    program = tmp_path / "program"
+    program.write_text(
+        "import json, sys\n"
+        "verdict = {'protocol_ok': True, 'evidence': 'emulated', 'latency_verdict': 'none',\n"
+        "           'findings': [{'name': 'age', 'wanted': 'new', 'got': 'old', 'ok': True}]}\n"
+        f"def put(text): open({str(tmp_path / 'verdict.json')!r}, 'w').write(text)\n"
+        f"{code}\n"
+    )
+    return stackmeasure.judge(tmp_path, program)
+
+
+def late(directory: Path, hog: str | None = HOG, serial: str | None = SERIAL) -> list[Finding]:
+    """What is found when the host sent that."""
+    for kind, content in (("hog", hog), ("serial", serial)):
+        (directory / f"late-{kind}").mkdir(parents=True)
+        if content is not None:
+            (directory / f"late-{kind}/attribution.json").write_text(content)
+    return stackmeasure.attribute(directory, directory / "measurement")
+
+
+def test_who_made_the_guest_late_is_named(tmp_path: Path) -> None:
+    assert late(tmp_path) == [
+        Finding("late by hog", "by thread hog first", "CPU 2 was taken", True),
+        Finding("late by serial", "by interrupt ttyS1 first", "CPU 2 was taken", True),
+    ]
+    left = json.loads((tmp_path / "measurement/attribution.json").read_text())
+    assert left == {"schema": 1, "events": [event(), event("interrupt", "ttyS1")]}
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        (None, "FileNotFoundError"),
+        ("", "JSONDecodeError"),
+        (HOG[:-5], "JSONDecodeError"),
+        ("[]", "TypeError"),
+        ("{}", "KeyError: 'events'"),
+        (attribution(), "ValueError: not enough values"),
+        (attribution(event(), event()), "ValueError: too many values"),
+        (attribution("late"), "TypeError"),
+        (attribution(event(culprits=[], verdict="not told: no event")), "not told: no event"),
+        (attribution(event(culprits=None)), "CPU 2 was taken"),
+        (attribution(event(culprits={"kind": "thread", "name": "hog"})), "KeyError"),
+        (attribution({"culprits": []}), "KeyError: 'verdict'"),
+        (attribution(event("thread", "hogs", "by hogs")), "by hogs"),
+        (attribution(event("interrupt", "hog")), "CPU 2 was taken"),
+        (attribution(event("kvm exit", "msr")), "CPU 2 was taken"),
+        (attribution(event(culprits=[{"name": "hog"}])), "KeyError: 'kind'"),
+        (
+            attribution(
+                event(culprits=[{"kind": "kvm exit", "name": "msr"}, {"kind": "thread", "name": "hog"}])
+            ),
+            "CPU 2 was taken",
+        ),
+    ],
+)
+def test_another_culprit_or_none_is_red(content: str | None, got: str, tmp_path: Path) -> None:
+    hog, serial = late(tmp_path, hog=content)
+    assert not hog.ok
+    assert hog.got.startswith(got)
+    assert serial.ok, "one does not spoil the other"
+    left = json.loads((tmp_path / "measurement/attribution.json").read_text())
+    assert left["events"][-1] == event("interrupt", "ttyS1")
+
+
+def test_the_culprit_of_one_is_not_that_of_the_other(tmp_path: Path) -> None:
+    assert [each.ok for each in late(tmp_path, hog=SERIAL, serial=HOG)] == [False, False]
+
+
 # The action ------------------------------------------------------------------------------------
 
 
@@ -947,8 +1366,8 @@ def test_the_guest_that_ships_is_given_the_boards_devices(loaded: recipes.Recipe
     assert [action.place for action in (scripts, tuned, proof)] == [None, None, "qemu-q35/stack"]
     used = {upstream.action for upstream in proof.inputs.values()}
     assert used == {
-        "builder:lab-host", "kernel:qemu-q35:host", "kernel:qemu-q35:guest", "qemu:qemu-q35",
-        "image:rt-guest", "driver:qemu-q35:irqlat-guest", scripts.name, tuned.name,
+        "labhost:qemu-q35", "kernel:qemu-q35:host", "kernel:qemu-q35:guest", "qemu:qemu-q35", "image:rt-guest",
+        "driver:qemu-q35:irqlat-guest", "tool:virt-rt-measure", scripts.name, tuned.name,
     }  # fmt: skip
     assert not proof.capabilities
 
@@ -961,15 +1380,42 @@ def test_the_expectations_are_the_plans(loaded: recipes.Recipes) -> None:
     assert expected["other_cpu"] in plan.isolated
     assert expected["other_cpu"] not in plan.guests["rt-guest"].pins
     assert "isolcpus=managed_irq,domain,1-3" in expected["parameters"]
-    assert Expectations(**expected, release="a", guest_release="b").cpus == 4
+    assert Expectations(**expected, release="a", guest_release="b", installed={}).cpus == 4
 
 
-def test_the_guests_service_is_the_packages(loaded: recipes.Recipes) -> None:
-    proof = actions(loaded)[-1]
-    unit = proof.files["service/usr/lib/systemd/system/virt-rt-guest-rt-guest.service"].content.decode()
-    assert "ExecStart=/opt/virt-rt/qemu-q35/launch/rt-guest/kvmqemu.sh\n" in unit
-    assert "{{" not in unit
-    assert "service/etc/virt-rt/guests/rt-guest.conf" in proof.files
+def test_what_is_asked_of_host_and_guest_can_be_measured_and_judged(
+    loaded: recipes.Recipes, tmp_path: Path
+) -> None:
+    asked = json.loads(actions(loaded)[-1].files["measurement.json"].content)
+    plan = loaded.plans["qemu-q35"]
+    placement = plan.guests["rt-guest"]
+    assert list(asked) == ["host", "guest-rt-guest"]
+    releases = {"host": PLAN.release, "guest-rt-guest": PLAN.guest_release}
+    made = stackmeasure.requests(asked, releases, b"{}")
+    for place, content in made.items():
+        (tmp_path / place).write_text(json.dumps(content))
+        found = request.load(tmp_path / place)
+        assert (found.place, found.platform) == (place, "qemu-q35")
+    host, other = (request.load(tmp_path / place) for place in made)
+    assert (host.isolated, host.housekeeping) == ([*plan.isolated], [*plan.housekeeping])
+    assert (other.isolated, other.housekeeping) == (
+        [*placement.split.isolated],
+        [*placement.split.housekeeping],
+    )
+    tools = {stage.tool: stage for stage in (*host.stages, *other.stages)}
+    assert [stage.tool for stage in host.stages] == ["hwlat", "cyclictest", "load"]
+    assert [stage.tool for stage in other.stages] == ["cyclictest", "irqlat"]
+    # every CPU that is kept free is measured, under load, for as long as the verdict wants
+    assert all(stage.required for stage in tools.values() if stage.tool != "hwlat")
+    for each in (host, other):
+        judged = [stage for stage in each.stages if stage.tool in ("cyclictest", "irqlat")]
+        assert judged and all(stage.loads and stage.duration_s >= stackmeasure.MINIMUM_S for stage in judged)
+        assert judged[0].cpus == each.isolated
+    assert tools["irqlat"].argv[0].split("/")[-3:] == [PLAN.guest_release, "irqlat", "irqlat"]
+    # the host goes on with its load while the guest measures
+    assert tools["load"].duration_s >= 2 * sum(stage.duration_s for stage in other.stages)
+    wanted = expectations.from_json(stackmeasure.expectations("qemu-q35", made, 1))
+    assert list(wanted.places) == list(made)
 
 
 def test_a_sabotage_is_part_of_the_action(loaded: recipes.Recipes) -> None:

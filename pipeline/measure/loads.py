@@ -61,7 +61,15 @@ def missing(names: Sequence[str]) -> str:
 
 
 def command(name: str, cpus: Sequence[int]) -> list[str]:
-    """The command of a load on so many CPUs; it may write into the directory in which it is started."""
+    """The command of a load on so many CPUs; it may write into the directory in which it is started.
+
+    Its processes take all that nobody else wants, and no more: forty of them would leave a fortieth of a CPU to what
+    measures, and to whoever looks after it.
+    """
+    return ["nice", "-n", "19", *_command(name, cpus)]
+
+
+def _command(name: str, cpus: Sequence[int]) -> list[str]:
     own = [sys.executable, "-I", "-S", "-c"]
     if name == "hackbench":
         groups = min(2 * len(cpus), _MOST_GROUPS)

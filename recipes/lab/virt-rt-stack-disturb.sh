@@ -2,8 +2,8 @@
 # Runs inside the lab's emulated host: takes a CPU from a vCPU, in a way that the host's trace has to name.
 #
 # Usage: disturb hog CPU SECONDS           a thread `hog` of SCHED_FIFO 50 has the CPU without a pause
-#        disturb serial CPU SECONDS FROM   the interrupt of the serial port ttyS1 is moved to the CPU, and the port is
-#                                          written to from the CPU FROM; afterwards the interrupt is where it was
+#        disturb interrupt CPU SECONDS OTHER  the interrupt of the device $SPINNING is moved to the CPU and raised from
+#                                             CPU OTHER, its handler keeping the CPU for a second each time
 # A signal ends it earlier. Exit status 0 when it disturbed, 2 when it could not.
 set -euo pipefail
 
@@ -24,23 +24,18 @@ while time.monotonic() < end:
 ' "$cpu" "$seconds"
 }
 
-serial() {
-  local irq was
-  irq=$(</sys/class/tty/ttyS1/irq)
-  stty -F /dev/ttyS1 raw -echo
-  # Held open: the interrupt has a handler as long as somebody has the port open.
-  exec 5>/dev/ttyS1
-  was=$(<"/proc/irq/$irq/smp_affinity_list")
-  # The handler goes on as long as it finds something to send: the writer must never be late.
-  chrt -f 60 taskset -c "$from" timeout "$seconds" cat /dev/zero >&5 &
-  # shellcheck disable=SC2064  # as they are now
-  trap "kill $! 2>/dev/null; echo $was >/proc/irq/$irq/smp_affinity_list" EXIT
+interrupt() {
+  local spin=/sys/module/irqlat_edu/parameters/spin_us
+  # Nothing of this is left behind: the driver spins no more, and its interrupt is freed.
+  trap 'echo 0 >"$spin"' EXIT
   trap 'exit 0' TERM
-  echo "$cpu" >"/proc/irq/$irq/smp_affinity_list"
+  echo 1000000 >"$spin"
+  "/usr/libexec/virt-rt/drivers/$(uname -r)/irqlat/irqlat" --device "$SPINNING" --cpu "$cpu" --trigger-cpu "$from" \
+    --samples "$seconds" --interval 1000000 >/dev/null &
   wait "$!" || true
 }
 
 case $kind in
-  hog | serial) "$kind" || exit 2 ;;
-  *) echo "virt-rt-stack-disturb: no disturbance $kind: give hog or serial" >&2 && exit 2 ;;
+  hog | interrupt) "$kind" || exit 2 ;;
+  *) echo "virt-rt-stack-disturb: no disturbance $kind: give hog or interrupt" >&2 && exit 2 ;;
 esac

@@ -9,6 +9,7 @@
 #      REST_CPUS        CPUs of qemu's other threads in the plan
 #      PHYSICAL         PCI address of the function that has virtual ones, the first of which is the guest's
 #      FUNCTION         PCI address of the device that the guest is given whole
+#      SPINNING         PCI address of a device whose interrupts disturb
 #      BOOT_SECONDS     how long the guest may take to boot
 #      ECHOES           how many packets are sent through the virtual function, and have to come back
 #      NEAR, FAR        addresses of the physical function and of the guest's virtual one
@@ -194,7 +195,7 @@ first_boot() {
   echo go >/run/virt-rt-stack/go.in
   answer guest_measured within "$BOOT_SECONDS" guest_measured
   answer late_hog late hog "$work/records/late-hog"
-  answer late_serial late serial "$work/records/late-serial"
+  answer late_interrupt late interrupt "$work/records/late-interrupt"
   answer finished within "$BOOT_SECONDS" ready
   answer guest cat "$told"
   answer host_measured measured
@@ -256,7 +257,7 @@ second_boot() {
 }
 
 # shellcheck disable=SC2034  # for what is sourced
-CPU=$RT_CPU DISTURB=$LAB/disturb
+CPU=$RT_CPU OTHER_CPU=${REST_CPUS%%[,-]*} DISTURB=$LAB/disturb
 # shellcheck disable=SC1091  # not in the checkout
 . "$LAB/late"
 # shellcheck disable=SC1091

@@ -1,11 +1,10 @@
 # shellcheck shell=bash disable=SC2154
 # For the script in the lab's emulated host, which sources it: a guest is made late, and the trace says by whom.
 #
-# Needs of the caller: CPU, of the vCPU that the guest measures; OTHER_CPU, which the plan gives to nobody; `told`, the file with the guest's answers; `within`;
-# virt-rt-measure; DISTURB, the path of virt-rt-stack-disturb.sh.
+# Needs of the caller: CPU, of the vCPU that the guest measures; OTHER_CPU, from where interrupts are raised; `told`, the
+# file with the guest's answers; `within`; virt-rt-measure; DISTURB, the path of virt-rt-stack-disturb.sh.
 
-# Seconds for the guest to begin to measure, for the disturbance, and for the guest to tell. The interrupt of a serial
-# port makes 40 events in a millisecond: the buffer holds them until the guest has told, and as many again.
+# Seconds for the guest to begin to measure, for the disturbance, and for the guest to tell.
 LATE_BEGIN_S=180 LATE_DISTURB_S=3 LATE_END_S=120 LATE_BUFFER_KIB=16384
 
 # late KIND DIRECTORY: wait until the guest measures, disturb it, and attribute. DIRECTORY gets host.json and trace.txt,

@@ -1,0 +1,74 @@
+"""Break one thing at a time in the lab, and see that the proof is red for just that: `make sabotage`.
+
+Each is a whole run of the emulated host, some ten minutes: too long for the tests. What is broken, and which findings
+have to tell, is in `pipeline.stackgate.SABOTAGES`. Names of some can be given. Two sabotages more never reach
+the lab: a configuration without real time is refused by the kernel's build (tests/test_pocket.py), a changed package by
+apt on the lab's host (tests/test_labhost.py).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from pipeline import stack
+from pipeline.engine import Engine
+from pipeline.executor import Executor, StepFailed
+from pipeline.graph import Graph
+from pipeline.project import DEFAULT_PLATFORM, Project
+from pipeline.stackgate import SABOTAGES
+from tests.conftest import Recorder
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def red(project: Project, name: str, sabotage: str, log: Path) -> list[str]:
+    """Run the proof of a platform with something broken; the findings that are red, none when it passed."""
+    asked = project.recipes
+    *_, proof = stack.stack_proof(
+        ROOT,
+        name,
+        asked.platforms[name],
+        asked.guests_of(name),
+        asked.plans[name],
+        project.settings,
+        sabotage,
+    )
+    needed = project.graph.closure([proof.name])
+    graph = Graph([*(project.graph[each] for each in needed if each != proof.name), proof])
+    executor = Executor(graph, project.store, Engine(), Recorder(), log)
+    try:
+        executor.repeat(proof.name)
+    except StepFailed:
+        (left,) = log.rglob("stack.json")
+        findings = json.loads(left.read_text())["findings"]
+        return [f"{each['name']}: {each['got']}" for each in findings if not each["ok"]]
+    return []
+
+
+def main(names: list[str]) -> int:
+    """Try these, or all; exit status 1 when one was not found, or something else was red."""
+    status = 0
+    project = Project(ROOT)
+    try:
+        for sabotage in names or SABOTAGES:
+            expected = SABOTAGES[sabotage]
+            with tempfile.TemporaryDirectory() as log:
+                found = red(project, DEFAULT_PLATFORM, sabotage, Path(log))
+            missing = [each for each in expected if not any(line.startswith(f"{each}: ") for line in found)]
+            more = [line for line in found if not line.startswith(tuple(f"{each}: " for each in expected))]
+            print(f"{sabotage}: {'red as it should be' if not missing and not more else 'WRONG'}", flush=True)
+            for line in found:
+                print(f"  red: {line[:300]}")
+            for each in missing:
+                print(f"  not red: {each}")
+            status |= bool(missing or more)
+    finally:
+        project.store.close()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
