@@ -81,9 +81,7 @@ def test_a_changed_package_is_refused_in_apts_words() -> None:
     assert "Hash Sum mismatch" in wrong["apt-get install"]
     assert "not installed" in wrong["asked packages"]
     # what apt had accepted before is no finding
-    assert not {"repository added", "apt-get update", "entry of Debian's kernel"} & set(
-        wrong
-    )
+    assert not {"repository added", "apt-get update", "entry of Debian's kernel"} & set(wrong)
 
 
 def test_another_key_is_refused_in_apts_words() -> None:

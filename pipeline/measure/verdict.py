@@ -76,7 +76,12 @@ def judge(directory: Path, expectations: Expectations, now_s: int) -> Verdict:
     worth, doubts = evidence(machines)
     hardware = worth != EMULATED
     whole = Findings("")
-    whole.tell("evidence", "told, and in doubt emulated", worth if hardware else f"{worth}: {'; '.join(doubts)}", True)
+    whole.tell(
+        "evidence",
+        "told, and in doubt emulated",
+        worth if hardware else f"{worth}: {'; '.join(doubts)}",
+        True,
+    )
     _check_places(whole, directory, expectations)
     places = []
     for name, expected in expectations.places.items():
