@@ -234,7 +234,8 @@ def test_gaps_are_read_from_the_tracers_lines() -> None:
 
 def test_stress_runs_without_stress_ng(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    argv = loads.command("stress", [0, 2])
+    nice, *argv = loads.command("stress", [0, 2])[2:]
+    assert nice == "19", "what measures comes first"
     assert argv[0] == sys.executable and argv[-1] == "2"
     running = subprocess.Popen(argv, start_new_session=True)
     try:
