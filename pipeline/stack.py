@@ -64,9 +64,7 @@ ECHOES = 20
 DRIVER, INTERRUPTS = "irqlat-guest", 300
 #: How host and guest are measured: seconds, microseconds; long enough to find a thread that was never scheduled. The
 #: host makes load for so long that the guest is done meanwhile.
-DURATION_S, INTERVAL_US, HISTOGRAM_US, PRIORITY, HWLAT_S, LOAD_S = 10, 10_000, 100_000, 80, 3, 120
-#: The program of the driver, where the guest finds it; see `pipeline.stackmeasure.requests`.
-IRQLAT = "/run/virt-rt-tools/usr/libexec/virt-rt/drivers/{release}/irqlat/irqlat"
+DURATION_S, INTERVAL_US, HISTOGRAM_US, PRIORITY, LOAD_S = 10, 10_000, 100_000, 80, 300
 HOST = "host"
 #: Where the board has them: see `pipeline.stackproof.board`.
 PHYSICAL, FUNCTION = "0000:01:00.0", "0000:02:00.0"
@@ -158,9 +156,6 @@ def stack_proof(
             plan.isolated,
             plan.housekeeping,
             [
-                _stage(
-                    "hwlat", plan.isolated[-1:], duration_s=HWLAT_S, interval_us=1_000_000, required=False
-                ),
                 _stage("cyclictest", plan.isolated),
                 _stage("load", (), duration_s=LOAD_S),
             ],
@@ -170,13 +165,7 @@ def stack_proof(
             f"guest-{guest_name}",
             placement.split.isolated,
             placement.split.housekeeping,
-            [
-                _stage("cyclictest", placement.split.isolated),
-                *(
-                    _stage("irqlat", (vcpu,), name=f"irqlat-{vcpu}", argv=(IRQLAT,))
-                    for vcpu in placement.split.isolated
-                ),
-            ],
+            [_stage("cyclictest", placement.split.isolated)],
         ),
     }
     proof = Action(
@@ -224,26 +213,16 @@ def _request(
     return dataclasses.asdict(request)
 
 
-def _stage(
-    tool: str,
-    cpus: Sequence[int],
-    *,
-    name: str = "",
-    duration_s: int = DURATION_S,
-    interval_us: int = INTERVAL_US,
-    argv: Sequence[str] = (),
-    required: bool = True,
-) -> Stage:
-    judged = tool in ("cyclictest", "irqlat")
+def _stage(tool: str, cpus: Sequence[int], *, duration_s: int = DURATION_S) -> Stage:
+    judged = tool == "cyclictest"
     return Stage(
-        name=name or tool,
+        name=tool,
         tool=tool,
         cpus=list(cpus),
         priority=PRIORITY if judged else 0,
-        interval_us=0 if tool == "load" else interval_us,
+        interval_us=INTERVAL_US if judged else 0,
         duration_s=duration_s,
         histogram_us=HISTOGRAM_US if judged else 0,
-        loads=[] if tool == "hwlat" else ["hackbench"],
-        argv=list(argv),
-        required=required,
+        loads=["hackbench"],
+        argv=[],
     )

@@ -112,7 +112,7 @@ def cyclictest(run: Planned, argv: list[str], host: Document, began_ns: int, har
             "sysname": "Linux",
             "release": host["kernel_release"],
             "version": host["kernel_version"],
-            "realtime": 1,
+            "realtime": 0,  # as mainline's kernels have it, PREEMPT_RT or not
         },
         "num_threads": len(run.stage.cpus),
         "resolution_in_ns": 0,

@@ -302,7 +302,10 @@ CHANGES: dict[str, tuple[Change, set[str]]] = {
         lambda m: tool(m)["sysinfo"].update(version="#2 SMP PREEMPT_RT"),
         {f"{C} origin"},
     ),
-    "made without PREEMPT_RT": (lambda m: tool(m)["sysinfo"].update(realtime=0), {f"{C} origin"}),
+    "made without PREEMPT_RT": (
+        lambda m: tool(m)["sysinfo"].update(version="#1 SMP PREEMPT_DYNAMIC"),
+        {f"{C} origin"},
+    ),
     "made nobody knows where": (lambda m: tool(m).pop("sysinfo"), {f"{C} origin"}),
     "in nanoseconds": (lambda m: tool(m).update(resolution_in_ns=1), {f"{C} origin"}),
     "an old result": (

@@ -81,8 +81,9 @@ def check_origin(data: Mapping[str, Any], argv: Sequence[str], release: str, ver
         raise MalformedError(f"{FILE} does not say where it was made")
     if (system.get("release"), system.get("version")) != (release, version):
         raise MalformedError(f"{FILE} is from kernel {system.get('release')} {system.get('version')}")
-    if system.get("realtime") != 1:
-        raise MalformedError(f"{FILE} is from a kernel that is not real-time: {system.get('realtime')!r}")
+    # Its `realtime` is from a file that only kernels patched for PREEMPT_RT have: mainline's have none.
+    if "PREEMPT_RT" not in version.split():
+        raise MalformedError(f"{FILE} is from a kernel that is not real-time: {version}")
     if data.get("resolution_in_ns") != 0:
         raise MalformedError(
             f"resolution_in_ns is {data.get('resolution_in_ns')!r}, latencies are no microseconds"

@@ -3,7 +3,8 @@
 #
 # Usage: disturb hog CPU SECONDS           a thread `hog` of SCHED_FIFO 50 has the CPU without a pause
 #        disturb interrupt CPU SECONDS OTHER  the interrupt of the device $SPINNING is moved to the CPU and raised from
-#                                             CPU OTHER, its handler keeping the CPU for a second each time
+#                                             CPU OTHER, its handler keeping the CPU for a second each time; afterwards
+#                                             it is where it was
 # A signal ends it earlier. Exit status 0 when it disturbed, 2 when it could not.
 set -euo pipefail
 
@@ -25,9 +26,12 @@ while time.monotonic() < end:
 }
 
 interrupt() {
-  local spin=/sys/module/irqlat_edu/parameters/spin_us
-  # Nothing of this is left behind: the driver spins no more, and its interrupt is freed.
-  trap 'echo 0 >"$spin"' EXIT
+  local spin=/sys/module/irqlat_edu/parameters/spin_us irqs affinity was
+  irqs=("/sys/bus/pci/devices/$SPINNING/msi_irqs"/*)
+  affinity=/proc/irq/${irqs[0]##*/}/smp_affinity_list
+  was=$(<"$affinity")
+  # shellcheck disable=SC2064  # as they are now
+  trap "echo 0 >$spin; echo $was >$affinity" EXIT
   trap 'exit 0' TERM
   echo 1000000 >"$spin"
   "/usr/libexec/virt-rt/drivers/$(uname -r)/irqlat/irqlat" --device "$SPINNING" --cpu "$cpu" --trigger-cpu "$from" \
