@@ -318,6 +318,7 @@ def prove(platform: str, sabotage: str, limit_s: float) -> tuple[list[gate.Findi
         *stackmeasure.attribute(OUT / "records" / "host", measurement),
     ]
     return found, {
+        "booted_sha256": expected.installed,
         "seconds": phases(run.at, run.total),
         "seconds_total": round(run.total, 1),
         "told": stackgate.record(run.answers),
@@ -346,7 +347,6 @@ def main() -> int:
         "latency_verdict": "emulated: not evidence of latency",
         "sabotage": sabotage,
         "ok": ok,
-        "booted_sha256": bootproof.digests(IN / "artifacts" / platform),
         "findings": [asdict(finding) for finding in findings],
         **recorded,
     }
