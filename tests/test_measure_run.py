@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -550,6 +551,23 @@ def test_the_tool_has_its_package_and_nothing_else(bench: Bench) -> None:
         names = archive.namelist()
     wanted = {path.name for path in (ROOT / "pipeline" / "measure").glob("*.py")}
     assert set(names) == {"__main__.py", *(f"virt_rt_measure/{name}" for name in wanted)}
+
+
+def test_measuring_does_not_wait_for_what_only_judging_needs(bench: Bench) -> None:
+    def read(*arguments: str) -> set[str]:
+        told = subprocess.run(
+            [sys.executable, "-I", "-X", "importtime", bench.tool, *arguments, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+        return set(re.findall(r"virt_rt_measure\.(\w+)", told))
+
+    judging = {"placecheck", "expectations", "evidence", "breaktrace", "tracefs"}
+    assert read("run").isdisjoint(judging)
+    assert "runner" in read("run")
+    assert "placecheck" in read("judge") and "breaktrace" not in read("judge")
+    assert judging <= read()
 
 
 def test_the_tool_needs_no_more_than_an_old_standard_library() -> None:

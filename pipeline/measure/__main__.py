@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import json
 import os
 import signal
@@ -16,9 +17,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import attribution, detach, hwlat, progress, runner, tracing, verdict
+from . import detach, progress, runner
 from .problems import EndedError, MeasureError
 
+#: Commands of other modules. Each is read only when it is asked for: on a slow machine, measuring would wait for what
+#: only judging needs.
+ELSEWHERE = {"judge": "verdict", "trace": "tracing", "attribute": "attribution", "hwlat": "hwlat"}
 #: Seconds between two looks at a record.
 LOOK = 1.0
 #: Seconds that a run takes at most to end its tools and loads.
@@ -27,7 +31,8 @@ ENDING = 60.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser(given[:1]).parse_args(given)
     try:
         status: int = options.run(options)
         return status
@@ -52,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
+    """With the commands of all modules, unless `asked` has the name of one."""
     parser = argparse.ArgumentParser(
         prog="virt-rt-measure",
         description="Measure the latencies of this machine, and judge what was measured.",
@@ -81,8 +87,10 @@ def _parser() -> argparse.ArgumentParser:
 
     stop = commands.add_parser("stop", parents=[recorded], help="end a run; another one goes on there")
     stop.set_defaults(run=_stop)
-    for module in (verdict, tracing, attribution, hwlat):
-        module.add_parser(commands)
+    known = {*commands.choices, *ELSEWHERE}
+    for command, module in ELSEWHERE.items():
+        if command in asked or known.isdisjoint(asked):
+            importlib.import_module(f".{module}", __package__).add_parser(commands)
     return parser
 
 
