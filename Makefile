@@ -31,7 +31,7 @@ bench: ## compare with plain doit, make, cp, reprepro and createrepo_c; writes b
 	@scripts/setup test
 	$(BENCH)
 
-sabotage: ## break one thing at a time in the lab, which has to say so; ten minutes for each, NAMES="..." for some
+sabotage: ## break things in the lab, which has to say so; two runs of a quarter of an hour, NAMES="a b+c" for others
 	@scripts/setup make
 	$(PYTHON_BIN) -m tests.sabotage $(NAMES)
 

@@ -12,8 +12,8 @@ Below `IN`: `disk.qcow2` and `labhost.json` of the host on which apt installed t
 `tuning/root/` for a guest that is given the board's devices, shown in the host instead of those that are installed;
 `tools/`, which the guest gets as a disk: the driver `irqlat`, to which its script is added; `virt-rt-measure`;
 `virt-rt-stack*` of `recipes/lab/`; `expected.json`, the fields of `stackgate.Expectations` but those that `prove`
-adds; `measurement.json`, see `stackmeasure`. Environment: `PLATFORM`; `SABOTAGE`, one of `stackgate.SABOTAGES` that is
-broken before it is judged, or empty; `STACK_TIMEOUT_SECONDS` for the whole run, default `LIMIT_S`.
+adds; `measurement.json`, see `stackmeasure`. Environment: `PLATFORM`; `SABOTAGE`, what of `stackgate.SABOTAGES` is
+broken before it is judged, separated by spaces; `STACK_TIMEOUT_SECONDS` for the whole run, default `LIMIT_S`.
 
 Leaves in `OUT` `stack.json`, `console-host.log` and `console-guest.log`, whatever happens in there, in `records/` the
 directories that host and guest sent, and in `measurement/` the measurement that was among them, with its verdict. Exit
@@ -28,6 +28,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -244,7 +245,9 @@ def phases(at: dict[str, float], total: float) -> dict[str, float]:
     return seconds | {"power off": round(total - before, 1)}
 
 
-def prove(platform: str, sabotage: str, limit_s: float) -> tuple[list[gate.Finding], dict[str, Any]]:
+def prove(
+    platform: str, sabotages: Collection[str], limit_s: float
+) -> tuple[list[gate.Finding], dict[str, Any]]:
     """Run the host, judge it: the findings, and what is recorded beside them."""
     built = IN / "artifacts" / platform
     expected = stackgate.Expectations(
@@ -274,7 +277,7 @@ def prove(platform: str, sabotage: str, limit_s: float) -> tuple[list[gate.Findi
         "ECHOES": expected.echoes,
         "NEAR": NEAR,
         "FAR": FAR,
-        "SABOTAGE": sabotage,
+        "SABOTAGE": " ".join(sabotages),
     }
     guests: dict[str, object] = {
         "ECHOES": expected.echoes,
@@ -283,7 +286,7 @@ def prove(platform: str, sabotage: str, limit_s: float) -> tuple[list[gate.Findi
         "PLACE": guest,
         "INTERRUPTS": expected.interrupts,
         "ISOLATED": expected.isolated.partition(",")[0].partition("-")[0],
-        "SABOTAGE": sabotage,
+        "SABOTAGE": " ".join(sabotages),
     }
     lab, answers = WORK / "lab.raw", WORK / "answers"
     lab_disk(lab, platform, expected.guest, variables, guests, asked)
@@ -292,7 +295,7 @@ def prove(platform: str, sabotage: str, limit_s: float) -> tuple[list[gate.Findi
         credentials[name].write_bytes(content)
     disk = labboard.Host(built / "qemu", IN / "disk.qcow2", WORK)
     disk.lay_over()
-    if sabotage == "isolation-removed":
+    if "isolation-removed" in sabotages:
         disk.choose(*plain_entry(json.loads((IN / "labhost.json").read_text())))
     host = [*disk.arguments(), "-drive", f"if=none,id=lab,format=raw,cache=unsafe,file={lab}"]
     host += ["-device", "virtio-blk-pci,drive=lab,serial=virt-rt-lab"]
@@ -330,11 +333,11 @@ def main() -> int:
     for console in ("console-host.log", "console-guest.log"):
         (OUT / console).touch()
     try:
-        platform, sabotage = os.environ["PLATFORM"], os.environ["SABOTAGE"]
-        if sabotage not in ("", *stackgate.SABOTAGES):
-            raise ValueError(f"SABOTAGE: {sabotage!r}, known: {', '.join(stackgate.SABOTAGES)}")
+        platform, sabotages = os.environ["PLATFORM"], os.environ["SABOTAGE"].split()
+        if not stackgate.SABOTAGES.keys() >= set(sabotages):
+            raise ValueError(f"SABOTAGE: {sabotages}, known: {', '.join(stackgate.SABOTAGES)}")
         limit_s = float(os.environ.get("STACK_TIMEOUT_SECONDS", LIMIT_S))
-        findings, recorded = prove(platform, sabotage, limit_s)
+        findings, recorded = prove(platform, sabotages, limit_s)
     except (KeyError, TypeError, ValueError, OSError, subprocess.CalledProcessError) as error:
         print(f"stack proof: {type(error).__name__}: {error}", file=sys.stderr)
         print("give the step all inputs and variables that its module names", file=sys.stderr)
@@ -345,7 +348,7 @@ def main() -> int:
         "platform": platform,
         "evidence": "emulated",
         "latency_verdict": "emulated: not evidence of latency",
-        "sabotage": sabotage,
+        "sabotages": sabotages,
         "ok": ok,
         "findings": [asdict(finding) for finding in findings],
         **recorded,

@@ -126,11 +126,14 @@ use_function() {
   answer vf_after counters
 }
 
+# breaking NAME: whether that is to be broken.
+breaking() { [[ " $SABOTAGE " == *" $1 "* ]]; }
+
 # use_device: the device that was given whole, with a driver that is not in the kernel's tree.
 use_device() {
   local release
   release=$(uname -r)
-  [[ $SABOTAGE != driver-missing ]] || mount -t tmpfs none "$tools/usr/lib/modules"
+  ! breaking driver-missing || mount -t tmpfs none "$tools/usr/lib/modules"
   answer irqlat_loaded insmod "$tools/usr/lib/modules/$release/updates/irqlat_edu.ko"
   answer irqlat_before interrupts irqlat
   answer irqlat_run "$tools/usr/libexec/virt-rt/drivers/$release/irqlat/irqlat" --cpu "$ISOLATED" \
@@ -166,7 +169,7 @@ open_button() {
 found=
 port virt-rt.stack
 exec 3>"$found"
-[[ $SABOTAGE != unit-unmasked ]] || systemctl unmask "${MASKED%% *}" >/dev/null 2>&1
+! breaking unit-unmasked || systemctl unmask "${MASKED%% *}" >/dev/null 2>&1
 
 answer version uname -v
 answer release uname -r

@@ -148,7 +148,7 @@ send_own() {
 }
 
 # breaking NAME: whether that is to be broken.
-breaking() { [[ $SABOTAGE == "$1" ]]; }
+breaking() { [[ " $SABOTAGE " == *" $1 "* ]]; }
 
 # finish COMMAND...: the last words of this boot.
 finish() {
