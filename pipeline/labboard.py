@@ -119,8 +119,7 @@ class Host:
 
 
 def board(
-    cpus: int,
-    memory_mib: int,
+    machine: Iterable[str],
     host: Iterable[str],
     console: Path,
     ports: Mapping[str, Path],
@@ -128,6 +127,7 @@ def board(
 ) -> list[str]:
     """qemu's arguments for the emulated board, without the program.
 
+    machine      those of its CPUs and memory
     host         those of the host's own disk, and of what else only this run has
     console      the file that gets what the host writes to its serial console
     ports        virtio-serial ports by name, and the file that gets what the host writes to each
@@ -140,7 +140,7 @@ def board(
     arguments = [
         *("-accel", "tcg,thread=multi", "-machine", "q35,kernel-irqchip=split,hpet=off,smbus=off"),
         *("-cpu", "EPYC-v3,+svm,+npt,+invtsc", "-device", "intel-iommu,intremap=on"),
-        *("-smp", f"{cpus},sockets=1,cores={cpus},threads=1", "-m", f"{memory_mib}M"),
+        *machine,
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *host,
         *("-device", "pcie-root-port,id=port1,chassis=1,slot=1", "-device", "igb,bus=port1,romfile="),

@@ -18,6 +18,7 @@ from pipeline.drivers import Build
 from pipeline.image import DISK
 from pipeline.inputs import ROOTFS, builder_name
 from pipeline.kernel import kernel_name
+from pipeline.labtopology import machine_arguments
 from pipeline.packages import package_name
 from pipeline.qemu import qemu_name
 from pipeline.recipes import Platform
@@ -114,8 +115,7 @@ def labhost(
     """
     expected = {
         "arch": platform.arch,
-        "cpus": len(plan.topology.cpus),
-        "memory_mib": sum(node.memory_mib for node in plan.topology.nodes),
+        "machine": machine_arguments(name, plan.topology),
         "parameters": [
             parameter for parameter, _ in host_command_line(plan, table, chosen(root, name, platform, table))
         ],

@@ -7,9 +7,9 @@ the disk but the repository's address.
 
 Below `IN`: `disk.qcow2`, the host's disk as Debian left it; `qemu/`, the product; `repo/apt` and `repo/key.asc` of the
 signed repository; `kernelrelease` of the RT host kernel; `virt-rt-install.*` of `recipes/lab/`; `expected.json`:
-`arch`, `cpus` and `memory_mib` of the board, `parameters` of the plan, `isolation` (names of parameters), `packages`
-(names, in which `{release}` stands for the RT host kernel's). Environment: `PLATFORM`; `INSTALL_TIMEOUT_SECONDS`,
-default `LIMIT_S`.
+`arch`, `machine` (qemu's arguments for CPUs and memory), `parameters` of the plan, `isolation` (names of parameters),
+`packages` (names, in which `{release}` stands for the RT host kernel's). Environment: `PLATFORM`;
+`INSTALL_TIMEOUT_SECONDS`, default `LIMIT_S`.
 
 Leaves in `OUT` `labhost.json`, `install.log` and `console.log`, whatever happens in there, and `disk.qcow2`, with all
 installed, when every finding is fine. Exit status: 0 when they are, 1 when one is not, each named on stderr; 2 when the
@@ -167,8 +167,7 @@ def install(limit_s: float) -> tuple[list[gate.Finding], dict[str, Any]]:
     network = ["-netdev", "user,id=repository,ipv6=off"]
     network += ["-device", "virtio-net-pci,netdev=repository,romfile="]
     board = labboard.board(
-        said["cpus"],
-        said["memory_mib"],
+        said["machine"],
         [*host.arguments(), *network],
         OUT / "console.log",
         {"virt-rt.install": WORK / "answers"},

@@ -24,6 +24,7 @@ from pipeline.image import DISK, image_name
 from pipeline.inputs import builder_name
 from pipeline.kernel import kernel_name
 from pipeline.labhost import labhost_name
+from pipeline.labtopology import machine_arguments
 from pipeline.launch import launch
 from pipeline.measure.record import Request, Stage
 from pipeline.packages import MEASURE_TOOL
@@ -135,8 +136,7 @@ def stack_proof(
         "vcpu": vcpu,
         "cpu": placement.pins[vcpu],
         "other_cpu": elsewhere[-1],
-        "cpus": len(plan.topology.cpus),
-        "memory_mib": sum(node.memory_mib for node in plan.topology.nodes),
+        "machine": machine_arguments(name, plan.topology),
         "parameters": [
             parameter for parameter, _ in host_command_line(plan, table, chosen(root, name, platform, table))
         ],

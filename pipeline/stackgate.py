@@ -76,7 +76,7 @@ class Expectations:
     guest              its name
     vcpu, cpu          the vCPU that is moved by hand, and its CPU in the plan
     other_cpu          where it is moved to
-    cpus, memory_mib   the host's size
+    machine            qemu's arguments for the host's CPUs and memory
     parameters         the plan's parameters of the host kernel
     physical, function PCI addresses: the function with virtual ones, and the device given whole
     release            `uname -r` of the host; guest_release of the guest
@@ -93,8 +93,7 @@ class Expectations:
     vcpu: int
     cpu: int
     other_cpu: int
-    cpus: int
-    memory_mib: int
+    machine: Sequence[str]
     parameters: Sequence[str]
     physical: str
     function: str

@@ -301,9 +301,7 @@ def prove(
     host += ["-device", "virtio-blk-pci,drive=lab,serial=virt-rt-lab"]
     ports = {"virt-rt.stack": answers, "virt-rt.records": WORK / "records"}
     ports["virt-rt.console"] = OUT / "console-guest.log"
-    board = labboard.board(
-        expected.cpus, expected.memory_mib, host, OUT / "console-host.log", ports, credentials.values()
-    )
+    board = labboard.board(expected.machine, host, OUT / "console-host.log", ports, credentials.values())
     # a device of the host's own, whose interrupts disturb
     board += ["-device", "pcie-root-port,id=port3,chassis=3,slot=3", "-device", "edu,bus=port3"]
     run = labboard.run([str(disk.qemu), *board], answers, WORK / "messages", limit_s)

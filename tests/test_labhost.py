@@ -411,7 +411,7 @@ def test_only_platforms_that_the_lab_emulates_have_a_host() -> None:
     assert "labhost:canoe-pass" not in {each.name for each in graph}
     assert {"repo:qemu-q35", "lab-disk:amd64", "qemu:qemu-q35"} <= set(action.upstreams)
     said = json.loads(action.files["expected.json"].content)
-    assert said["cpus"] == 4
+    assert said["machine"] == ["-smp", "4,sockets=1,cores=4,threads=1", "-m", "4096M"]
     assert "isolcpus=managed_irq,domain,1-3" in said["parameters"]
     assert {"isolcpus", "nohz_full", "rcu_nocbs", "irqaffinity"} == set(said["isolation"])
     assert "virt-rt-driver-irqlat-{release}" in said["packages"]

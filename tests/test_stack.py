@@ -41,8 +41,7 @@ PLAN = Expectations(
     vcpu=1,
     cpu=2,
     other_cpu=3,
-    cpus=4,
-    memory_mib=4096,
+    machine=("-smp", "4", "-m", "4096M"),
     parameters=["isolcpus=managed_irq,domain,1-3", "intel_iommu=on"],
     physical="0000:01:00.0",
     function="0000:02:00.0",
@@ -894,7 +893,7 @@ def test_a_disk_holds_a_directory(inputs: Path, tmp_path: Path) -> None:
 
 def test_the_boards_devices_are_where_the_proof_names_them() -> None:
     arguments = labboard.board(
-        4, 4096, ["-host"], Path("/console"), {"virt-rt.stack": Path("/answers")}, [Path("/unit")]
+        ["-smp", "4"], ["-host"], Path("/console"), {"virt-rt.stack": Path("/answers")}, [Path("/unit")]
     )
     devices = [value for option, value in itertools.pairwise(arguments) if option == "-device"]
     ports = [device.split("=")[1].split(",")[0] for device in devices if device.startswith("pcie-root-port")]
@@ -1384,7 +1383,7 @@ def test_the_expectations_are_the_plans(loaded: recipes.Recipes) -> None:
     assert expected["other_cpu"] in plan.isolated
     assert expected["other_cpu"] not in plan.guests["rt-guest"].pins
     assert "isolcpus=managed_irq,domain,1-3" in expected["parameters"]
-    assert Expectations(**expected, release="a", guest_release="b", installed={}).cpus == 4
+    assert Expectations(**expected, release="a", guest_release="b", installed={}).machine[1].startswith("4,")
 
 
 def test_what_is_asked_of_host_and_guest_can_be_measured_and_judged(
