@@ -31,7 +31,7 @@ bench: ## compare with plain doit, make, cp, reprepro and createrepo_c; writes b
 	@scripts/setup test
 	$(BENCH)
 
-sabotage: ## break things in the lab, which has to say so; two runs of a quarter of an hour, NAMES="a b+c" for others
+sabotage: ## break things in the lab, which has to say so; three runs of ten minutes, NAMES="a b+c" for others
 	@scripts/setup make
 	$(PYTHON_BIN) -m tests.sabotage $(NAMES)
 

@@ -25,7 +25,7 @@ except ImportError:  # in the step its file lies beside this one
     )
     from stackrecords import Received  # type: ignore[import-not-found, no-redef]
 
-#: What can be broken before it is judged, each with the findings that must then be red, and no others.
+#: What can be broken before it is judged, each with the findings that must then be red.
 SABOTAGES: dict[str, tuple[str, ...]] = {
     "unit-unmasked": (
         "guest masked units",
@@ -43,6 +43,20 @@ SABOTAGES: dict[str, tuple[str, ...]] = {
         "device measured",
         "device interrupts",
         "device interrupts counted",
+    ),
+}
+
+#: What may be red besides, as a consequence: where the scheduler may put programs it does so now and then, and without
+#: a trusted TSC the host's times do not fit the guest's.
+CONSEQUENCES: dict[str, tuple[str, ...]] = {
+    "isolation-removed": (
+        "audit",
+        "audit after the move",
+        "audit after the move back",
+        "kernel inside: audit",
+        "measurement",
+        "late by hog",
+        "late by interrupt",
     ),
 }
 

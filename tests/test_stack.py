@@ -565,7 +565,10 @@ def test_each_sabotage_names_findings_that_there_are(tmp_path: Path) -> None:
 
 
 def test_what_is_broken_together_is_everything_and_nothing_that_another_hides() -> None:
-    runs = [[stackgate.SABOTAGES[name] for name in run.split("+")] for run in TOGETHER]
+    runs = [
+        [(*stackgate.SABOTAGES[name], *stackgate.CONSEQUENCES.get(name, ())) for name in run.split("+")]
+        for run in TOGETHER
+    ]
     assert sorted("+".join(TOGETHER).split("+")) == sorted(stackgate.SABOTAGES)
     for reds in runs:
         told = [finding for each in reds for finding in each]
