@@ -65,7 +65,7 @@ ECHOES = 20
 DRIVER, INTERRUPTS = "irqlat-guest", 300
 #: How host and guest are measured: seconds, microseconds; long enough to find a thread that was never scheduled. The
 #: host makes load for so long that the guest is done meanwhile.
-DURATION_S, INTERVAL_US, HISTOGRAM_US, PRIORITY, LOAD_S = 10, 10_000, 100_000, 80, 150
+DURATION_S, INTERVAL_US, HISTOGRAM_US, PRIORITY, LOAD_S = 10, 10_000, 100_000, 80, 300
 HOST = "host"
 #: Where the board has them: see `pipeline.stackproof.board`.
 PHYSICAL, FUNCTION = "0000:01:00.0", "0000:02:00.0"
