@@ -7,8 +7,6 @@ That the host sees sockets, siblings and nodes as its plan says is for its own p
 
 from __future__ import annotations
 
-from itertools import chain
-
 from pipeline.errors import UserError
 from pipeline.topology import Topology, cpulist, parse_cpulist
 
@@ -18,16 +16,14 @@ def machine_arguments(platform: str, topology: Topology) -> list[str]:
     sockets = topology.socket_cpus
     threads = len(topology.siblings[0])
     cores = len(sockets[0]) // threads
-    numbered = [
-        tuple(range(first, first + threads)) for first in range(0, len(sockets) * cores * threads, threads)
-    ]
-    wanted = [topology.siblings[cpu] for cpu in topology.cpus[::threads]]
-    per_socket = [
-        tuple(chain.from_iterable(numbered[at : at + cores])) for at in range(0, len(numbered), cores)
-    ]
-    if wanted != numbered or list(sockets) != per_socket:
+    per_socket = cores * threads
+    numbered = [tuple(range(at, at + per_socket)) for at in range(0, len(sockets) * per_socket, per_socket)]
+    side_by_side = all(
+        core == tuple(range(core[0], core[0] + threads)) for core in topology.siblings.values()
+    )
+    if list(sockets) != numbered or not side_by_side:
         raise _unlike(
-            platform, f"{len(sockets)} sockets of {cores} cores, which it would number {_shown(per_socket)}"
+            platform, f"{len(sockets)} sockets of {cores} cores, which it would number {_shown(numbered)}"
         )
     memory_mib = sum(node.memory_mib for node in topology.nodes)
     size = f"{len(topology.cpus)},sockets={len(sockets)},cores={cores},threads={threads}"
