@@ -171,7 +171,7 @@ class Solver:
         return (added.get(name) or self._known.get(name, "n")) != "n"
 
     def _have(self, name: str, added: dict[str, str], depth: int) -> None:
-        if name in ("y", "m") or self._on(name, added):
+        if name in ("y", "m") or name.startswith("$") or self._on(name, added):
             return
         symbol = self._symbols.get(name)
         if name == "n" or symbol is None:

@@ -135,12 +135,17 @@ cp /build/in/kernelrelease /build/out/kernelrelease
     "lab-boot.sh": """\
 cat /build/in/artifacts/*/launch/*/kvmqemu.sh >/dev/null
 finding='{"findings": [{"name": "all", "wanted": "fine", "got": "fine", "ok": true}]}'
+guests=''
+for guest in /build/in/artifacts/*/launch/*/; do
+  guest=${guest%/} guest=${guest##*/}
+  guests+="${guests:+, }\\"$guest\\": {\\"boots\\": {\\"inside\\": $finding, \\"outside\\": $finding}}"
+  for way in outside inside; do echo booted >"/build/out/console-$guest-$way.log"; done
+done
 cat >/build/out/boot.json <<VERDICT
 {"schema": 1, "platform": "$PLATFORM", "ok": true, "evidence": "emulated",
  "latency_verdict": "emulated: not evidence of latency",
- "guests": {"rt-guest": {"boots": {"inside": $finding, "outside": $finding}}}}
+ "guests": {$guests}}
 VERDICT
-for way in outside inside; do echo booted >"/build/out/console-rt-guest-$way.log"; done
 """,
     "lab-stack.sh": """\
 cat /build/in/launch/kvmqemu.sh /build/in/tuning/root/usr/bin/virt-rt-check /build/in/virt-rt-measure >/dev/null
