@@ -327,7 +327,11 @@ def _lock_packages(standin: Standin) -> None:
     """A packages.lock of one made-up package per request, whose content is already in the store."""
     store, recipes = standin.store(), Project(standin.root, standin.environment).recipes
     requests = {f"builder/{name}": builder.packages for name, builder in recipes.builders.items()}
-    requests |= {f"guest/{name}": guest.image.packages for name, guest in recipes.guests.items()}
+    requests |= {
+        f"guest/{name}": guest.image.packages
+        for name, guest in recipes.guests.items()
+        if recipes.package_owner(name) == name
+    }
     sets = []
     for set_name, request in requests.items():
         packages = []

@@ -288,7 +288,7 @@ def test_this_machine_is_recorded() -> None:
     [
         ("virt-rt-recording 1", "virt-rt-recording 2", "its first line is not virt-rt-recording 1"),
         ("\nend\n", "\n", "board.rec is cut off"),
-        ("F devices\n", "F divices\n", "expected a section"),
+        ("F devices\n", "F gadgets\n", "expected a section"),
         ("F proc/meminfo\n", "F proc/../../etc/meminfo\n", "expected a section"),
         ("F proc/meminfo\n", "F /proc/meminfo\n", "expected a section"),
         ("F proc/modules\n", "F proc/meminfo\n", "expected a section"),
@@ -390,12 +390,12 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def make(checkout: Path, machine: Inventory, **asked: str) -> Made:
+def make(checkout: Path, machine: Inventory, topology: str = "") -> Made:
     environ = {
         "XDG_CACHE_HOME": str(checkout.parent / "cache"),
         "XDG_CONFIG_HOME": str(checkout.parent / "config"),
     }
-    return newplatform.make(Project(checkout, environ), Asked(NAME, **asked), machine)
+    return newplatform.make(Project(checkout, environ), Asked(NAME, topology), machine)
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -451,7 +451,8 @@ def test_what_is_there_is_never_replaced(checkout: Path, machine: Inventory, tak
 def test_when_one_file_cannot_be_placed_none_is_there(
     checkout: Path, machine: Inventory, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    before, link, done = files(checkout), os.link, []
+    before, link = files(checkout), os.link
+    done: list[Path] = []
 
     def fail(source: Path, target: Path) -> None:
         if len(done) == count:
