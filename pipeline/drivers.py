@@ -6,7 +6,7 @@ With it come programs that use its device, and the command that tests it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -101,12 +101,13 @@ class Build:
         return self.name if len(self.recipe.kernels) == 1 else f"{self.name}-{self.role}"
 
 
-def builds(drivers: Mapping[str, Driver], platform: str) -> tuple[Build, ...]:
-    """Every build of a platform's drivers."""
+def builds(drivers: Mapping[str, Driver], platform: str, extended: Sequence[str] = ()) -> tuple[Build, ...]:
+    """Every build of a platform's drivers: those that name it, or a platform of `extended`, those that it extends."""
+    named = {platform, *extended}
     return tuple(
         Build(name, recipe, role)
         for name, recipe in drivers.items()
-        if platform in recipe.platforms
+        if named & set(recipe.platforms)
         for role in recipe.kernels
     )
 

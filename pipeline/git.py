@@ -156,6 +156,14 @@ class Mirror:
             if archive.returncode:
                 raise InternalError(f"git could not export {tree}: {_last(_text(errors))}")
 
+    def texts(self, tree: str, patterns: Sequence[str]) -> dict[str, str]:
+        """The text files of a tree whose paths match one of the patterns, by path."""
+        found: dict[str, list[str]] = {}
+        for line in self._git("grep", "-zIE", "", tree, "--", *patterns).split("\n")[:-1]:
+            place, _, text = line.partition("\0")
+            found.setdefault(place.partition(":")[2], []).append(text)
+        return {path: "\n".join(lines) + "\n" for path, lines in found.items()}
+
     def clone_to(self, target: Path, commit: str) -> None:
         """Write a plain bare repository that serves a commit."""
         copy = Mirror(target)

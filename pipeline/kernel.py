@@ -23,7 +23,7 @@ def kernel_name(platform: str, role: str) -> str:
 def kernel(root: Path, name: str, platform: Platform, role: str) -> Action:
     """Build the `role` kernel of a platform; `root` is the checkout."""
     arch = architecture(platform.arch)
-    fragments = platform.kernel.host if role == "host" else platform.kernel.guest
+    fragments = platform.kernel.fragments_of(role)
     files = {f"kernel-configs/{path}": _fragment(root, name, path) for path in (*fragments, CONTRACT)}
     for helper in ("contract.py", "kconfig-why.c"):
         origin = f"pipeline/{helper}" if helper.endswith(".py") else f"recipes/steps/{helper}"
@@ -33,7 +33,7 @@ def kernel(root: Path, name: str, platform: Platform, role: str) -> Action:
         action=kernel_name(name, role),
         summary=f"the RT {role} kernel of {name}",
         arch=platform.arch,
-        source=platform.kernel.source,
+        source=platform.kernel.source_of(role),
         files=files,
         environment={
             "ARCH": arch.kernel,

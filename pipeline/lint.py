@@ -11,7 +11,7 @@ import msgspec
 from pipeline.action import ALL, Action, File, Output, Upstream
 from pipeline.architecture import architecture
 from pipeline.inputs import builder_name
-from pipeline.kernel import CONTRACT
+from pipeline.kernel import CONTRACT, ROLES
 from pipeline.packagerecipe import DIRECTORY, Override, PackageRecipe
 from pipeline.recipefile import read
 from pipeline.recipes import Platform
@@ -44,7 +44,7 @@ def lint(
     accepted = {what: _recipe_of(what, recipes).overrides for what in named.values()} | {
         "*": common.overrides
     }
-    fragments = {"host": platform.kernel.host, "guest": platform.kernel.guest}
+    fragments = {role: platform.kernel.fragments_of(role) for role in ROLES}
     asked = {
         "overrides": msgspec.to_builtins(accepted),
         "fragments": fragments,

@@ -40,6 +40,8 @@ def requests_of(project: Project) -> list[Request]:
     asked = project.recipes
     found = [Request(f"builder/{n}", "amd64", b.suite, b.packages) for n, b in asked.builders.items()]
     for name, guest in asked.guests.items():
+        if asked.package_owner(name) != name:
+            continue
         arch = asked.platforms[guest.platform].arch
         found.append(Request(f"guest/{name}", arch, guest.image.suite, guest.image.packages))
     return found

@@ -78,7 +78,7 @@ def record(root: Path = Path("/"), *, memory_mib: int | None = None, description
         ),
         caches=() if set(caches) <= set(sockets) else caches,
         nodes=nodes,
-        devices=_devices(root),
+        devices=devices(root),
     )
     try:
         topology.check()
@@ -171,7 +171,7 @@ def _memory_mib(meminfo: Path) -> int | None:
     raise UserError(f"{meminfo} has no MemTotal", _HAND)
 
 
-def _devices(root: Path) -> tuple[PciDevice, ...]:
+def devices(root: Path) -> tuple[PciDevice, ...]:
     """Network functions and all that can have virtual functions; virtual functions themselves are left out."""
     names = _pci_names(root)
     found = []
@@ -194,14 +194,24 @@ def _devices(root: Path) -> tuple[PciDevice, ...]:
 
 
 def _pci_names(root: Path) -> Mapping[str, str]:
-    """What `lspci` calls each function, by address; nothing where there is no `lspci`."""
+    """What `lspci` calls each function, by address; nothing where there is no `lspci`.
+
+    A recording has what it said there, in a file of that name.
+    """
     command = ["lspci", "-O", f"sysfs.path={root / 'sys' / 'bus' / 'pci'}", "-Dmm"]
+    recorded = root / "lspci"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
+        said = (
+            recorded.read_text()
+            if recorded.is_file()
+            else subprocess.run(
+                command, capture_output=True, text=True, check=False, env=_environment()
+            ).stdout
+        )
     except FileNotFoundError:
         return {}
     found = {}
-    for line in done.stdout.splitlines():
+    for line in said.splitlines():
         address, *words = shlex.split(line)
         named = [word for word in words if not word.startswith("-")]
         if len(named) >= 3:
@@ -249,37 +259,37 @@ def _environment() -> dict[str, str]:
 def to_toml(topology: Topology, remarks: Sequence[str] = ()) -> str:
     """A topology as the text of a recipe, remarks first; reading it gives the same topology again."""
     lines = [f"# {remark}" for remark in remarks]
-    lines.append(f"description = {_string(topology.description)}")
+    lines.append(f"description = {quoted(topology.description)}")
     for key in ("sockets", "cores", "caches"):
         lists: tuple[str, ...] = getattr(topology, key)
         if lists:
             lines += _array(key, lists)
     for node in topology.nodes:
         lines += ["", "[[nodes]]", f"id = {node.id}"]
-        lines += [f"cpus = {_string(node.cpus)}"] if node.cpus else []
+        lines += [f"cpus = {quoted(node.cpus)}"] if node.cpus else []
         lines += [f"memory_mib = {node.memory_mib}"]
     for device in topology.devices:
-        lines += ["", "[[devices]]", f"address = {_string(device.address)}"]
+        lines += ["", "[[devices]]", f"address = {quoted(device.address)}"]
         lines += [f"node = {device.node}"] if device.node is not None else []
-        lines += [f"description = {_string(device.description)}"]
+        lines += [f"description = {quoted(device.description)}"]
         lines += [f"virtual_functions = {device.virtual_functions}"] if device.virtual_functions else []
     return "\n".join(lines) + "\n"
 
 
 def _array(key: str, items: Sequence[str], width: int = 100) -> list[str]:
     """An array of strings: on one line where it fits, else filled line by line."""
-    quoted = [_string(item) for item in items]
-    one = f"{key} = [{', '.join(quoted)}]"
+    words = [quoted(item) for item in items]
+    one = f"{key} = [{', '.join(words)}]"
     if len(one) <= width:
         return [one]
     lines = [f"{key} = [", " "]
-    for item in quoted:
+    for item in words:
         if len(lines[-1]) + len(item) + 2 > width:
             lines.append(" ")
         lines[-1] += f" {item},"
     return [*lines, "]"]
 
 
-def _string(text: str) -> str:
+def quoted(text: str) -> str:
     """A TOML basic string; JSON's escapes are a part of TOML's, but for DEL."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

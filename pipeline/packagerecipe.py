@@ -124,12 +124,15 @@ class Override(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class PackageRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One package, made for each platform, each guest, or each driver.
 
+    `kernel` says which of a platform's kernels `{{ kernel_source }}` is the source of.
+
     `section` is Debian's; `architecture` is `all` where any machine takes the package; `read` gives variables the
     content of a file among the inputs; `description` is prose in paragraphs; `compressed` says that what it installs is
     compressed already, so that no time is spent on it.
     """
 
     each: Literal["platform", "guest", "driver"]
+    kernel: Literal["host", "guest"] = "host"
     name: Line
     summary: Line
     description: str

@@ -79,10 +79,11 @@ class Maker:
         """What packages of every platform need: the tool, what all install, licence texts of sources and builders."""
         wanted: dict[str, set[str]] = {}
         for name, platform in platforms.items():
-            variables = platform_variables(name, platform)
-            for licence in (licence for recipe in self.recipes.values() for licence in recipe.licences):
-                if origin := _origin(licence, variables):
-                    wanted.setdefault(origin, set()).update(licence.files)
+            for recipe in self.recipes.values():
+                variables = platform_variables(name, platform, recipe.kernel)
+                for licence in recipe.licences:
+                    if origin := _origin(licence, variables):
+                        wanted.setdefault(origin, set()).update(licence.files)
         made = [tool(), measure_tool(self.root)]
         return [*made, *(licences(self.root, origin, files) for origin, files in sorted(wanted.items()))]
 
@@ -108,7 +109,7 @@ class Maker:
         `subject` has variables of the recipe: at least that of the recipe's `each`, unless it is the platform.
         """
         recipe = self.recipes[what]
-        variables = {**platform_variables(name, platform), **subject}
+        variables = {**platform_variables(name, platform, recipe.kernel), **subject}
         full = self._full(what, subject)
         files = {Path(path).name: File.read(self.root / path, path) for path in HELPERS} | self._recipe_files(
             what, recipe
@@ -255,8 +256,8 @@ def driver_variables(build: Build) -> dict[str, str]:
     }
 
 
-def platform_variables(name: str, platform: Platform) -> dict[str, str]:
-    """What recipes may say of a platform."""
+def platform_variables(name: str, platform: Platform, role: str = "host") -> dict[str, str]:
+    """What recipes may say of a platform; `role` is that of the kernel whose source they mean."""
     arch = architecture(platform.arch)
     return {
         "platform": name,
@@ -265,7 +266,7 @@ def platform_variables(name: str, platform: Platform) -> dict[str, str]:
         "arch": platform.arch,
         "kernel_arch": arch.kernel,
         "kernel_image": arch.image,
-        "kernel_source": platform.kernel.source,
+        "kernel_source": platform.kernel.source_of(role),
         "qemu_source": platform.qemu.source,
     }
 
@@ -328,7 +329,7 @@ def find_nfpm() -> tuple[Path, str]:
 def _description(recipe: PackageRecipe) -> dict[str, Any]:
     """What of a recipe decides the package's bytes."""
     described: dict[str, Any] = msgspec.to_builtins(recipe)
-    for without in ("each", "inputs", "overrides"):
+    for without in ("each", "kernel", "inputs", "overrides"):
         del described[without]
     return described
 

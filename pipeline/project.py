@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
+
 from pipeline import (
     boot,
     drivers,
@@ -115,6 +117,17 @@ class Project:
         return locks.load_packages(self.root / locks.PACKAGES_LOCK)
 
     @cached_property
+    def packages(self) -> locks.PackagesLock:
+        """`packages_lock`, and in it a set for each guest that has those of another one."""
+        lock, asked = self.packages_lock, self.recipes
+        shared = []
+        for name, guest in asked.guests.items():
+            if (owner := asked.package_owner(name)) != name:
+                owned = lock.get(f"guest/{owner}", asked.platforms[guest.platform].arch)
+                shared.append(msgspec.structs.replace(owned, name=f"guest/{name}"))
+        return lock.replace(shared) if shared else lock
+
+    @cached_property
     def store(self) -> Store:
         """The local store."""
         return Store(self.cache)
@@ -161,19 +174,20 @@ class Project:
         asked = self.recipes
         asked_drivers = drivers.load(self.root, asked.platforms)
         for name, platform in asked.platforms.items():
-            for source in (platform.kernel.source, platform.qemu.source):
+            kernels = [platform.kernel.source_of(role) for role in kernel.ROLES]
+            for source in (*kernels, platform.qemu.source):
                 if inputs.source_name(source) not in made:
                     add(self._source(source))
             for role in kernel.ROLES:
                 add(kernel.kernel(self.root, name, platform, role))
             add(qemu.qemu(self.root, name, platform))
         for name, builder in asked.builders.items():
-            locked = self.packages_lock.get(f"builder/{name}")
+            locked = self.packages.get(f"builder/{name}")
             add(inputs.packages(locked, self.archives))
             add(inputs.builder(name, builder, locked))
         for name, guest in asked.guests.items():
             platform = asked.platforms[guest.platform]
-            locked = self.packages_lock.get(f"guest/{name}", platform.arch)
+            locked = self.packages.get(f"guest/{name}", platform.arch)
             add(inputs.packages(locked, self.archives))
             add(image.rootfs(self.root, name, guest, platform, locked))
             add(image.disk(self.root, name, guest, platform))
@@ -190,13 +204,13 @@ class Project:
                 ):
                     add(action)
         releases = release.Maker(
-            self.root, self.release, self.sources_lock, self.packages_lock, self.environ, self.config
+            self.root, self.release, self.sources_lock, self.packages, self.environ, self.config
         )
         maker = packages.Maker.of(self.root, self.release, self.sources_lock)
         for action in maker.shared(asked.platforms):
             add(action)
         for name, platform in asked.platforms.items():
-            built = drivers.builds(asked_drivers, name)
+            built = drivers.builds(asked_drivers, name, asked.extended(name))
             for build in built:
                 brought = build.recipe.source
                 if brought is not None and inputs.source_name(brought) not in made:

@@ -42,15 +42,32 @@ class Builder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     packages: Annotated[tuple[Package, ...], msgspec.Meta(min_length=1)]
 
 
+class KernelSources(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The source of a role's kernel, where it is not the platform's."""
+
+    host: Name | None = None
+    guest: Name | None = None
+
+
 class PlatformKernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which source the platform's kernels are built from, and their configuration fragments.
 
-    Fragments are paths below `kernel-configs/`; of two lines about one symbol the later one counts.
+    `sources` names another source for one role or both, so that kernels of two branches are side by side. Fragments
+    are paths below `kernel-configs/`; of two lines about one symbol the later one counts.
     """
 
     source: Name
+    sources: KernelSources = KernelSources()
     host: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     guest: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+
+    def source_of(self, role: str) -> str:
+        """The source of the role's kernel."""
+        return (self.sources.host if role == "host" else self.sources.guest) or self.source
+
+    def fragments_of(self, role: str) -> tuple[str, ...]:
+        """The fragments of the role's configuration."""
+        return self.host if role == "host" else self.guest
 
 
 class PlatformQemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -81,12 +98,15 @@ class BiosSetting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class Platform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A machine type we build for.
 
+    `extends` names the platform of which it is a variant: see `pipeline.inheritance`.
+
     `topology` names a file of `recipes/topologies/`; `housekeeping_cpus` is by default the first core of each
     socket; `choices` are settings of `recipes/tuning.toml` that trade safety for latency, off unless named.
     Without `high_resolution_timers` the host's kernel gets `highres=off`, as a guest's may, see `Guest`.
     `stack_proof` has the lab emulate this machine whole and run a guest in it: every CPU is then a thread of qemu.
     """
 
+    extends: Name | None = None
     description: Line
     arch: Arch
     topology: Name
@@ -170,6 +190,7 @@ class VirtualFunction(
 class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One virtual machine. Memory in MiB; the first `housekeeping_vcpus` vCPUs are not isolated.
 
+    `extends` names the guest of which it is a variant: see `pipeline.inheritance`.
     `pins` names the host CPU of each vCPU, in order, and `emulator_cpus` those of all other threads; both are
     the plan's choice by default. `vcpu_priority` is the SCHED_FIFO priority of the isolated vCPUs; 1 is
     libvirt's and SEAPATH's. `boot` is how the guest is started as a service: with the kernel outside the
@@ -177,6 +198,7 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     suits the latency of message-signalled interrupts.
     """
 
+    extends: Name | None = None
     description: Line
     platform: Name
     vcpus: Annotated[int, msgspec.Meta(ge=2, le=288)]
@@ -230,6 +252,25 @@ class Recipes(msgspec.Struct, frozen=True, kw_only=True):
         """The guests of a platform, by name."""
         return {name: guest for name, guest in self.guests.items() if guest.platform == platform}
 
+    def extended(self, platform: str) -> tuple[str, ...]:
+        """The platforms that a platform extends, the nearest first."""
+        found: tuple[str, ...] = ()
+        while (base := self.platforms[found[-1] if found else platform].extends) is not None:
+            found = (*found, base)
+        return found
+
+    def package_owner(self, guest: str) -> str:
+        """The guest whose locked packages a guest gets: itself, or one that it extends and that asks for the same."""
+
+        def asked(name: str) -> tuple[str, str, frozenset[str]]:
+            image = self.guests[name].image
+            return self.platforms[self.guests[name].platform].arch, image.suite, frozenset(image.packages)
+
+        owner = guest
+        while (base := self.guests[owner].extends) is not None and asked(base) == asked(guest):
+            owner = base
+        return owner
+
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -238,7 +279,7 @@ def load(root: Path) -> Recipes:
     """Read `recipes/` below the checkout `root`, and plan every platform."""
 
     def read_all(directory: str, kind: type[T]) -> dict[str, T]:
-        paths = sorted((root / "recipes" / directory).glob("*.toml"))
+        paths = sorted((root / "recipes" / directory).glob("*.toml"), key=lambda path: path.stem)
         return {path.stem: read(path, kind, root) for path in paths}
 
     loaded = Recipes(

@@ -135,12 +135,17 @@ cp /build/in/kernelrelease /build/out/kernelrelease
     "lab-boot.sh": """\
 cat /build/in/artifacts/*/launch/*/kvmqemu.sh >/dev/null
 finding='{"findings": [{"name": "all", "wanted": "fine", "got": "fine", "ok": true}]}'
+guests=''
+for guest in /build/in/artifacts/*/launch/*/; do
+  guest=${guest%/} guest=${guest##*/}
+  guests+="${guests:+, }\\"$guest\\": {\\"boots\\": {\\"inside\\": $finding, \\"outside\\": $finding}}"
+  for way in outside inside; do echo booted >"/build/out/console-$guest-$way.log"; done
+done
 cat >/build/out/boot.json <<VERDICT
 {"schema": 1, "platform": "$PLATFORM", "ok": true, "evidence": "emulated",
  "latency_verdict": "emulated: not evidence of latency",
- "guests": {"rt-guest": {"boots": {"inside": $finding, "outside": $finding}}}}
+ "guests": {$guests}}
 VERDICT
-for way in outside inside; do echo booted >"/build/out/console-rt-guest-$way.log"; done
 """,
     "lab-stack.sh": """\
 cat /build/in/launch/kvmqemu.sh /build/in/tuning/root/usr/bin/virt-rt-check /build/in/virt-rt-measure >/dev/null
@@ -322,7 +327,11 @@ def _lock_packages(standin: Standin) -> None:
     """A packages.lock of one made-up package per request, whose content is already in the store."""
     store, recipes = standin.store(), Project(standin.root, standin.environment).recipes
     requests = {f"builder/{name}": builder.packages for name, builder in recipes.builders.items()}
-    requests |= {f"guest/{name}": guest.image.packages for name, guest in recipes.guests.items()}
+    requests |= {
+        f"guest/{name}": guest.image.packages
+        for name, guest in recipes.guests.items()
+        if recipes.package_owner(name) == name
+    }
     sets = []
     for set_name, request in requests.items():
         packages = []

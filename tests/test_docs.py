@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 import pytest
 
-from pipeline import bootproof, contract, drivers, gate, recipes, sourcerecipe, topology
+from pipeline import bootproof, contract, drivers, gate, recipefile, recipes, sourcerecipe, topology
 from pipeline.cpuplan import guest_plan
 from pipeline.project import Project
 from tests import standin
@@ -198,6 +198,18 @@ def reader_of(kind: type[msgspec.Struct]) -> Callable[[str, Path], None]:
     return read
 
 
+def heir_of(directory: str, kind: type[msgspec.Struct]) -> Callable[[str, Path], None]:
+    """A reader of one kind of recipe that may extend one of ours."""
+
+    def read(text: str, scratch: Path) -> None:
+        shutil.copytree(ROOT / "recipes" / directory, scratch / directory, dirs_exist_ok=True)
+        sample = scratch / directory / "sample.toml"
+        sample.write_text(text)
+        recipefile.read(sample, kind, scratch)
+
+    return read
+
+
 def read_topology(text: str, scratch: Path) -> None:
     """Refuse what is no topology, or one that contradicts itself."""
     msgspec.convert(tomllib.loads(text), topology.Topology).check()
@@ -211,7 +223,7 @@ def read_contract(text: str, scratch: Path) -> None:
 READERS: dict[str, Callable[[str, Path], None]] = {
     "recipes/sources.toml": read_sources,
     "recipes/guests/*.toml": read_guest,
-    "recipes/platforms/*.toml": reader_of(recipes.Platform),
+    "recipes/platforms/*.toml": heir_of("platforms", recipes.Platform),
     "recipes/drivers/*.toml": reader_of(drivers.Driver),
     "recipes/builders/*.toml": reader_of(recipes.Builder),
     "recipes/topologies/*.toml": read_topology,
@@ -343,7 +355,7 @@ def test_every_key_of_a_guest_and_of_the_contract_is_described() -> None:
         return [key for key in keys if f"`{key}`" not in text]
 
     guest = [field.name for field in msgspec.structs.fields(recipes.Guest)]
-    guest = [key for key in guest if key not in ("description", "platform", "image", "cmdline")]
+    guest = [key for key in guest if key not in ("extends", "description", "platform", "image", "cmdline")]
     guest += [f"image.{f.name}" for f in msgspec.structs.fields(recipes.GuestImage) if f.name != "suite"]
     guest += [f"cmdline.{field.name}" for field in msgspec.structs.fields(recipes.GuestCmdline)]
     assert missing("docs/guest-image.md", guest) == []

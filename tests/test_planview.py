@@ -320,7 +320,11 @@ def test_warnings_name_the_line(checkout: Checkout) -> None:
     [
         ((), "error: doit cpuplan takes one PLATFORM", "doit cpuplan PLATFORM"),
         (("canoe-pass", "more"), "error: doit cpuplan takes one PLATFORM", "doit cpuplan PLATFORM"),
-        (("x",), "error: there is no platform x", "write one of: canoe-pass, qemu-q35"),
+        (
+            ("x",),
+            "error: there is no platform x",
+            "write one of: canoe-pass, canoe-pass-single-socket, qemu-q35",
+        ),
         (
             ("canoe-pass", "--topology", "x"),
             "error: there is no topology x",
@@ -475,5 +479,5 @@ def test_every_key_of_a_guests_hardware_is_described() -> None:
     page = (ROOT / "docs/cpu-plan.md").read_text()
     kinds = (recipes.UserNetwork, recipes.TapNetwork, recipes.Disk, recipes.Function, recipes.VirtualFunction)
     keys = {key for kind in (recipes.Guest, *kinds) for key in kind.__struct_fields__}
-    elsewhere = {"description", "platform", "image", "cmdline"}
+    elsewhere = {"extends", "description", "platform", "image", "cmdline"}
     assert [key for key in sorted(keys - elsewhere) if f"`{key}`" not in page] == []

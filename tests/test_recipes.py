@@ -12,8 +12,9 @@ import pytest
 from pipeline.cpuplan import RULES
 from pipeline.errors import UserError
 from pipeline.image import command_line
-from pipeline.recipefile import line_of, read
+from pipeline.recipefile import read
 from pipeline.recipes import Builder, Guest, load
+from pipeline.recipetext import line_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -252,8 +253,9 @@ CASES = [
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """Recipes to edit."""
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("elements"))
+    """Recipes to edit; the variant goes, since it would break another rule before the one that is broken on purpose."""
+    ignored = shutil.ignore_patterns("elements", "canoe-pass-single-socket.toml", "canoe-single-guest.toml")
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=ignored)
     return tmp_path
 
 
