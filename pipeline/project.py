@@ -181,6 +181,8 @@ class Project:
             for role in kernel.ROLES:
                 add(kernel.kernel(self.root, name, platform, role))
             add(qemu.qemu(self.root, name, platform))
+            if (emulator := qemu.emulator(self.root, name, platform)) is not None:
+                add(emulator)
         for name, builder in asked.builders.items():
             locked = self.packages.get(f"builder/{name}")
             add(inputs.packages(locked, self.archives))
