@@ -7,6 +7,9 @@ What else differs is data of recipes: fragments of a kernel's configuration (`ke
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
 
 from pipeline.errors import UserError
 
@@ -162,6 +165,10 @@ ARCHITECTURES = {
         ),
     )
 }
+
+
+#: One of them, by Debian's name.
+Arch = Annotated[str, msgspec.Meta(pattern=rf"\A({'|'.join(ARCHITECTURES)})\Z")]
 
 
 def architecture(name: str) -> Architecture:

@@ -52,7 +52,7 @@ def bundle(programs: Mapping[str, Path], libraries: str, work: Path, root: Path 
     `root` the root file system whose libraries are taken. Raises `BundleError`.
     """
     made = Bundle()
-    pending: list[tuple[str, Path]] = []
+    pending: list[tuple[str, Path, Path]] = []
     loaders = set()
     for place, program in sorted(programs.items()):
         copy = work / "programs" / place.lstrip("/")
@@ -65,20 +65,20 @@ def bundle(programs: Mapping[str, Path], libraries: str, work: Path, root: Path 
         _patchelf("--set-interpreter", f"{libraries}/{PurePosixPath(loader).name}", copy)
         _patchelf("--force-rpath", "--set-rpath", f"$ORIGIN/{way}", copy)
         made.files[place] = copy
-        pending.append((place, program))
+        pending.append((place, program, _within(root, loader).parent))
     found: dict[str, Path] = {}
     for loader in sorted(loaders):
         found[PurePosixPath(loader).name] = _within(root, loader)
     while pending:
-        user, path = pending.pop()
+        user, path, beside = pending.pop()
         asked = _patchelf("--print-needed", path).split()
         # the C library has these functions itself
         if not path.name.startswith("libc.so") and UNWINDS.search(path.read_bytes()):
             asked.append(UNWINDER)
         for name in asked:
             if name not in found:
-                found[name] = _library(name, root, user)
-                pending.append((name, found[name]))
+                found[name] = _library(name, root, user, beside)
+                pending.append((name, found[name], beside))
     (work / "libraries").mkdir(parents=True, exist_ok=True)
     owners = _owners(root, found.values())
     for name, path in sorted(found.items()):
@@ -102,9 +102,9 @@ def licence(package: str, root: Path = Path("/")) -> Path:
     return path
 
 
-def _library(name: str, root: Path, user: str) -> Path:
-    directories = sorted({path.parent for path in (root / "usr/lib").glob("*-linux-gnu*/libc.so.6")})
-    for directory in (*directories, root / "usr/lib", root / "usr/lib64"):
+def _library(name: str, root: Path, user: str, beside: Path) -> Path:
+    """A library by name: beside the program's loader, where those of its architecture are, and no other's."""
+    for directory in (beside, root / "usr/lib", root / "usr/lib64"):
         if (directory / name).exists():
             return (directory / name).resolve()
     raise BundleError(f"{user} needs {name}, which is not in the builder: add its package to the recipe")

@@ -232,9 +232,16 @@ def _signed(built: Action, unsigned: Action, certificate: Certificate, environ: 
 def driver(root: Path, platform: str, recipe: Platform, build: Build) -> Action:
     """Build a driver for a kernel of a platform; `root` is the checkout.
 
-    Raises `UserError` when the recipe's directory is not there, or holds what a step cannot be given.
+    Raises `UserError` when the recipe's directory is not there, holds what a step cannot be given, or when
+    the platform is of another architecture than the machine that builds.
     """
     name, driver, label = build.name, build.recipe, build.label
+    if architecture(recipe.arch).crossed:
+        raise UserError(
+            f"{DIRECTORY}/{name}.toml: {platform} is for {recipe.arch}, for which no drivers are compiled here: the "
+            "programs that come with its kernel's headers run there only",
+            f"take {platform} out of its platforms, and build it on such a machine against the headers' package",
+        )
     step = "recipes/steps/driver.sh"
     files = {"modulecheck.py": File.read(root / CHECK, CHECK)}
     kernel = kernel_name(platform, build.role)

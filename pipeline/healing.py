@@ -120,7 +120,9 @@ def _resettle(
     reasons: dict[str, str] = {}
     with _offering(locked, keep, locker) as apt:
         known = apt.known()
-        names = [package.name for package in locked.packages if package.name in known or package.bare_name in known]
+        names = [
+            package.name for package in locked.packages if package.name in known or package.bare_name in known
+        ]
         while True:
             try:
                 # Asked for by name, each package says itself why it cannot be had; what is no longer

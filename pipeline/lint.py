@@ -41,9 +41,9 @@ def lint(
     """Examine the packages `packed` of a platform; `root` is the checkout, `recipes` those of the packages by name."""
     named = {action.name: action.name.rpartition(":")[2] for action in packed}
     common = read(root / RECIPE, LintRecipe, root)
-    accepted = {what: _recipe_of(what, recipes).overrides for what in named.values()} | {
-        "*": common.overrides
-    }
+    accepted = {
+        what: _recipe_of(what, recipes).of_architecture(platform.arch).overrides for what in named.values()
+    } | {"*": common.overrides}
     fragments = {role: platform.kernel.fragments_of(role) for role in ROLES}
     asked = {
         "overrides": msgspec.to_builtins(accepted),

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from pipeline.architecture import Arch
 from pipeline.errors import UserError
 from pipeline.recipefile import place_of, read
 
@@ -83,7 +84,8 @@ class Licence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """What the package holds of whom, under which licence (an SPDX expression where there is one).
 
     `files` hold its text: in the tree of `source` (a name of `recipes/sources.toml`), in the root file system of
-    `builder`, below the directory `input` of the inputs, or, without any of these, in this checkout.
+    `builder`, below the directory `input` of the inputs, or, without any of these, in this checkout. With `arch` only
+    packages of these architectures (Debian's names) hold it.
     """
 
     what: Line
@@ -92,6 +94,7 @@ class Licence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     builder: Line | None = None
     input: Relative | None = None
     files: Annotated[tuple[Line, ...], msgspec.Meta(min_length=1)]
+    arch: tuple[Arch, ...] = ()
 
 
 class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -112,13 +115,15 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 class Override(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A finding of lintian or rpmlint that is accepted, and why. `about` is a pattern (fnmatch) of what it says;
-    `optional` that not each package made by this recipe has it, which else is refused."""
+    `optional` that not each package made by this recipe has it, which else is refused; with `arch` it is accepted on
+    these architectures (Debian's names) only."""
 
     tool: Literal["lintian", "rpmlint"]
     tag: Line
     about: Line = "*"
     reason: Line
     optional: bool = False
+    arch: tuple[Arch, ...] = ()
 
 
 class PackageRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -153,6 +158,14 @@ class PackageRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     conflicts: Relations = Relations()
     replaces: Relations = Relations()
     overrides: tuple[Override, ...] = ()
+
+    def of_architecture(self, arch: str) -> PackageRecipe:
+        """What of it counts for packages of that architecture."""
+        return msgspec.structs.replace(
+            self,
+            licences=tuple(each for each in self.licences if not each.arch or arch in each.arch),
+            overrides=tuple(each for each in self.overrides if not each.arch or arch in each.arch),
+        )
 
     @property
     def relations(self) -> tuple[Relations, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline import checktool, packagerecipe
+from pipeline import checktool, packagerecipe, qemu
 from pipeline.action import ALL, Action, File, Output, Step, Upstream
 from pipeline.architecture import architecture
 from pipeline.drivers import Build
@@ -81,7 +81,7 @@ class Maker:
         for name, platform in platforms.items():
             for recipe in self.recipes.values():
                 variables = platform_variables(name, platform, recipe.kernel)
-                for licence in recipe.licences:
+                for licence in recipe.of_architecture(platform.arch).licences:
                     if origin := _origin(licence, variables):
                         wanted.setdefault(origin, set()).update(licence.files)
         made = [tool(), measure_tool(self.root)]
@@ -108,7 +108,7 @@ class Maker:
 
         `subject` has variables of the recipe: at least that of the recipe's `each`, unless it is the platform.
         """
-        recipe = self.recipes[what]
+        recipe = self.recipes[what].of_architecture(platform.arch)
         variables = {**platform_variables(name, platform, recipe.kernel), **subject}
         full = self._full(what, subject)
         files = {Path(path).name: File.read(self.root / path, path) for path in HELPERS} | self._recipe_files(
@@ -140,7 +140,7 @@ class Maker:
             version=1,
             arch=platform.arch,
             summary=f"the package {full} of {name}, deb and rpm",
-            builder=builder_name(BUILDER),
+            builder=builder_name(architecture(platform.arch).builder(BUILDER)),
             script=File.read(self.root / STEP, STEP),
             files=files,
             inputs=self._inputs(name, recipe, variables, subject),
@@ -268,6 +268,8 @@ def platform_variables(name: str, platform: Platform, role: str = "host") -> dic
         "kernel_image": arch.image,
         "kernel_source": platform.kernel.source_of(role),
         "qemu_source": platform.qemu.source,
+        "qemu_builder": arch.builder(qemu.BUILDER),
+        "boot_loaders": arch.boot_loaders,
     }
 
 
@@ -337,7 +339,7 @@ def _description(recipe: PackageRecipe) -> dict[str, Any]:
 def _origin(licence: Licence, variables: Mapping[str, str]) -> str:
     """Where an action has to fetch a licence's text: a source, `builder/<name>`, or nowhere (empty text)."""
     if licence.builder:
-        return f"builder/{licence.builder}"
+        return f"builder/{_known(licence.builder, variables)}"
     return _known(licence.source, variables) if licence.source else ""
 
 

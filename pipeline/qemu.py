@@ -46,7 +46,9 @@ def emulator_of(name: str, platform: Platform) -> str:
     return emulator_name(name) if architecture(platform.arch).crossed else qemu_name(name)
 
 
-def _compile(root: Path, action: str, summary: str, platform: Platform, arch: str, place: str | None) -> Action:
+def _compile(
+    root: Path, action: str, summary: str, platform: Platform, arch: str, place: str | None
+) -> Action:
     """Build qemu with programs for `arch`, and the machines of the platform."""
     step = "recipes/steps/qemu.sh"
     runs_on, board = architecture(arch), architecture(platform.arch).board

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from pipeline.architecture import ARCHITECTURES
+from pipeline.architecture import Arch
 from pipeline.cpuplan import MIN_GUEST_MIB, GuestRequest, HostPlan, PlanError
 from pipeline.errors import UserError
 from pipeline.placement import host_plan
@@ -28,8 +28,6 @@ Unit = Annotated[
 ]
 #: A name of qemu's for an emulated machine, such as `x86_64-softmmu`.
 QemuTarget = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9_]+-softmmu\Z")]
-#: Debian's name of an architecture.
-Arch = Annotated[str, msgspec.Meta(pattern=rf"\A({'|'.join(ARCHITECTURES)})\Z")]
 Line = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z")]
 Mac = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f][02468ace](:[0-9a-f]{2}){5}\Z")]
 #: A network interface's name: what the kernel allows (15 bytes), and no shell would trip over.

@@ -10,16 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.architecture import architecture
 from pipeline.errors import InternalError
-from pipeline.locks import LockedPackage, PackageSet
+from pipeline.locks import LockedPackage, PackageSet, qualified
 from pipeline.releaserecord import Distribution, Guest, Installed, Package, Record, Source
 
 Kind = Literal["release", "package", "image", "source", "builder", "debian"]
 #: A line of the bill reads: the first component, this word, the second.
 Relation = Literal["contains", "made from", "builds"]
 
-#: The locked set of which packages carry libraries.
-LIBRARIES = "builder/package"
+#: The builder of which packages carry libraries.
+LIBRARIES = "package"
 #: Where the archives of `LockedPackage.archive` are for everybody.
 ARCHIVES = "https://deb.debian.org"
 
@@ -98,9 +99,10 @@ def bill(record: Record, sets: Iterable[PackageSet], patches: Mapping[str, Mappi
         for name, each in locked.items()
     }
 
-    def debian(of: str, package: Distribution | Installed) -> str:
-        """Add a package of a locked set."""
-        component = known[of].get((package.name, package.version))
+    def debian(of: str, package: Distribution | Installed, arch: str) -> str:
+        """Add a package of a locked set; `arch` is its architecture."""
+        name = qualified(package.name, arch, locked[of].arch)
+        component = known[of].get((name, package.version))
         if component is None:
             raise InternalError(f"{of} has no {package.name} {package.version}", "lock what is used")
         return add(component)
@@ -109,17 +111,20 @@ def bill(record: Record, sets: Iterable[PackageSet], patches: Mapping[str, Mappi
         ref = add(_builder(builder.name, builder.key, builder.suite))
         relations.append((ref, "builds", root))
         relations += [(ref, "contains", add(each)) for each in known[f"builder/{builder.name}"].values()]
+    libraries = f"builder/{architecture(record.arch).builder(LIBRARIES)}"
     images = {}
     for name, guest in record.guests.items():
         images[name] = add(_image(name, guest, record.version))
         relations.append((root, "contains", images[name]))
-        relations += [(images[name], "contains", debian(f"guest/{name}", each)) for each in guest.packages]
+        relations += [
+            (images[name], "contains", debian(f"guest/{name}", each, each.arch)) for each in guest.packages
+        ]
     for package in record.packages:
         for component in _package(package):
             ref = add(component)
             relations.append((root, "contains", ref))
             relations += [(ref, "made from", source_ref(source)) for source in package.sources]
-            relations += [(ref, "contains", debian(LIBRARIES, each)) for each in package.bundled]
+            relations += [(ref, "contains", debian(libraries, each, record.arch)) for each in package.bundled]
             relations += [
                 (ref, "contains", images[guest])
                 for guest in record.guests

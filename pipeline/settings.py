@@ -14,10 +14,11 @@ from typing import Annotated, Any
 
 import msgspec
 
+from pipeline.architecture import Arch
 from pipeline.cpuplan import HostPlan, affinity_mask
 from pipeline.errors import UserError
 from pipeline.recipefile import place_of, read
-from pipeline.recipes import Arch, Line, Name, Platform, Unit
+from pipeline.recipes import Line, Name, Platform, Unit
 from pipeline.topology import cpulist
 
 RECIPE = "recipes/tuning.toml"
@@ -204,10 +205,10 @@ class Resolved:
     witness: str = ""
 
 
-def resolve(
-    plan: HostPlan, table: Table, choices: Iterable[str], arch: str
-) -> dict[str, list[Resolved]]:
-    """Every setting of a host of the architecture `arch`, by kind and in the recipe's order; what was chosen replaces what it names.
+def resolve(plan: HostPlan, table: Table, choices: Iterable[str], arch: str) -> dict[str, list[Resolved]]:
+    """Every setting of a host of the architecture `arch`, by kind and in the recipe's order.
+
+    What was chosen replaces what it names.
 
     Raises `UserError` for a choice that the table does not have.
     """
@@ -241,7 +242,7 @@ def resolve(
 def host_command_line(
     plan: HostPlan, table: Table, choices: Iterable[str], arch: str
 ) -> list[tuple[str, str]]:
-    """The kernel's parameters of a host of the architecture `arch` beside its own root and console, each with its reason.
+    """The kernel's parameters of a host of the architecture `arch` beside its own root and console, with reasons.
 
     Raises `UserError` for a choice that the table does not have.
     """
