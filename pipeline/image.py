@@ -52,7 +52,7 @@ def command_line(guest: Guest, platform: Platform) -> str:
 
 def rootfs(root: Path, name: str, guest: Guest, platform: Platform, locked: locks.PackageSet) -> Action:
     """Bake a guest's root file system from its locked packages; `root` is the checkout."""
-    image = guest.image
+    image, arch = guest.image, architecture(platform.arch)
     require_request(locked, image.packages, f"recipes/guests/{name}.toml", image.suite)
     step = "recipes/steps/rootfs.sh"
     return Action(
@@ -61,12 +61,13 @@ def rootfs(root: Path, name: str, guest: Guest, platform: Platform, locked: lock
         version=1,
         arch=platform.arch,
         summary=f"the root file system of {name}",
-        builder=builder_name(BUILDER),
+        builder=builder_name(arch.builder(BUILDER)),
         script=File.read(root / step, step),
         files=_elements(root),
         inputs={"debs": Upstream(packages_name(locked.name), ALL)},
         environment={
             "ARCH": platform.arch,
+            "RUNNER": arch.runner,
             "SUITE": image.suite,
             "INCLUDE": " ".join(image.packages),
             "MASKED_UNITS": " ".join(image.masked_units),
@@ -83,7 +84,7 @@ def rootfs(root: Path, name: str, guest: Guest, platform: Platform, locked: lock
 def disk(root: Path, name: str, guest: Guest, platform: Platform) -> Action:
     """Lay out a guest's disk with the guest kernel inside; `root` is the checkout."""
     step = "recipes/steps/disk.sh"
-    boot_image = architecture(platform.arch).image
+    arch = architecture(platform.arch)
     of_kernel = kernel_name(guest.platform, "guest")
     return Action(
         name=image_name(name),
@@ -91,15 +92,17 @@ def disk(root: Path, name: str, guest: Guest, platform: Platform) -> Action:
         version=1,
         arch=platform.arch,
         summary=f"the disk of {name}, its kernel inside",
-        builder=builder_name(BUILDER),
+        builder=builder_name(arch.builder(BUILDER)),
         script=File.read(root / step, step),
         inputs={
             "rootfs.tar": Upstream(rootfs_name(name), "rootfs.tar"),
-            boot_image: Upstream(of_kernel, boot_image),
+            arch.image: Upstream(of_kernel, arch.image),
             "modules": Upstream(of_kernel, "modules"),
         },
         environment={
-            "ARCH": platform.arch,
+            "KERNEL": arch.image,
+            "EFI": arch.efi,
+            "ROOT_TYPE": arch.root_type,
             "CMDLINE": command_line(guest, platform),
             "DISK_MIB": str(guest.image.disk_mib),
             "GUEST": name,

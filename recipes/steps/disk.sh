@@ -2,9 +2,11 @@
 # Lays out the disk of a guest: GPT, EFI system partition with a unified kernel image, ext4 root. No loop devices, no privileges.
 #
 # in:  /build/in/rootfs.tar  the root file system
-#      /build/in/bzImage     the guest kernel (arm64: Image); finds its root without an initramfs
+#      /build/in/$KERNEL     the guest kernel; finds its root without an initramfs
 #      /build/in/modules     what `make modules_install` installed (lib/modules/...); may be empty
-# env: ARCH      Debian architecture
+# env: KERNEL    name of the kernel's boot image
+#      EFI       the architecture in names of EFI programs: x64, aa64
+#      ROOT_TYPE type of a root partition of the architecture (Discoverable Partitions Specification)
 #      CMDLINE   command line of the kernel inside; must contain root=PARTLABEL=virt-rt-root
 #      DISK_MIB  size of the disk, MiB
 #      GUEST     name of the guest; its disk's UUIDs follow from it
@@ -16,11 +18,7 @@ die() {
   exit 1
 }
 
-case $ARCH in
-  amd64) kernel=/build/in/bzImage efi=x64 root_type=4f68bce3-e8cd-4db1-96e7-fbcaf984b709 ;;
-  arm64) kernel=/build/in/Image efi=aa64 root_type=b921b045-1df0-41c3-af44-4c6f280d3fae ;;
-  *) die "architecture $ARCH has no EFI name here" ;;
-esac
+kernel=/build/in/$KERNEL
 [[ " $CMDLINE " == *' root=PARTLABEL=virt-rt-root '* ]] || die "CMDLINE must contain root=PARTLABEL=virt-rt-root: $CMDLINE"
 
 uuid() { uuidgen --sha1 --namespace @dns --name "$1.$GUEST.virt-rt"; }
@@ -32,8 +30,8 @@ root_size=$((DISK_MIB - root_start - 1))
 
 tar -xf /build/in/rootfs.tar ./usr/lib/os-release ./etc/fstab
 grep -q '^PARTLABEL=virt-rt-root / ext4 ' etc/fstab || die "the root file system does not mount PARTLABEL=virt-rt-root as /"
-ukify build --linux=$kernel --cmdline="$CMDLINE" --os-release=@usr/lib/os-release \
-  --stub="/usr/lib/systemd/boot/efi/linux$efi.efi.stub" --output=uki.efi
+ukify build --linux="$kernel" --efi-arch="$EFI" --cmdline="$CMDLINE" --os-release=@usr/lib/os-release \
+  --stub="/usr/lib/systemd/boot/efi/linux$EFI.efi.stub" --output=uki.efi
 
 cp /build/in/rootfs.tar root.tar
 if [[ -d /build/in/modules/lib/modules ]]; then
@@ -47,14 +45,14 @@ sfdisk --quiet disk.raw <<TABLE
 label: gpt
 label-id: $(uuid disk)
 start=${esp_start}MiB, size=${esp_size}MiB, type=uefi, name=virt-rt-esp, uuid=$(uuid esp)
-start=${root_start}MiB, size=${root_size}MiB, type=$root_type, name=virt-rt-root, uuid=$(uuid root)
+start=${root_start}MiB, size=${root_size}MiB, type=$ROOT_TYPE, name=virt-rt-root, uuid=$(uuid root)
 TABLE
 
 volume=$(uuid fat)
 truncate -s "${esp_size}M" esp.raw
 mkfs.fat -F 32 -s 1 --invariant -i "${volume:0:8}" -n ESP esp.raw >/dev/null
 mmd -i esp.raw ::EFI ::EFI/BOOT
-mcopy -i esp.raw uki.efi "::EFI/BOOT/BOOT${efi^^}.EFI"
+mcopy -i esp.raw uki.efi "::EFI/BOOT/BOOT${EFI^^}.EFI"
 dd if=esp.raw of=disk.raw bs=1M seek=$esp_start conv=notrunc,sparse status=none
 
 mke2fs -q -t ext4 -b 4096 -m 0 -L root -U "$(uuid ext4)" -d root.tar \
@@ -67,14 +65,14 @@ virt-rt-root $((root_start * 2048)) $((root_size * 2048))"
 got=$(sfdisk --json disk.raw | jq -r '.partitiontable.partitions[] | "\(.name) \(.start) \(.size)"')
 [[ $got == "$want" ]] || die "partitions are not where they should be: $got"
 e2fsck -fn "disk.raw?offset=$((root_start << 20))" || die "the root file system is not clean"
-mcopy -i "disk.raw@@${esp_start}M" "::EFI/BOOT/BOOT${efi^^}.EFI" found.efi
+mcopy -i "disk.raw@@${esp_start}M" "::EFI/BOOT/BOOT${EFI^^}.EFI" found.efi
 section() {
   python3 -c 'import sys, pefile
 for section in pefile.PE(sys.argv[1]).sections:
     if section.Name.rstrip(b"\0").decode() == sys.argv[2]:
         sys.stdout.buffer.write(section.get_data()[: section.Misc_VirtualSize])' found.efi "$1"
 }
-section .linux | cmp - $kernel || die "the kernel in the EFI system partition is not the one given"
+section .linux | cmp - "$kernel" || die "the kernel in the EFI system partition is not the one given"
 [[ $(section .cmdline | tr -d '\0') == "$CMDLINE" ]] || die "the command line in the EFI system partition is not the one given"
 
 qemu-img convert -c -O qcow2 -o compression_type=zstd disk.raw /build/out/disk.qcow2

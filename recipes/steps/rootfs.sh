@@ -4,6 +4,7 @@
 # in:  /build/in/debs      the packages, flat; exactly these are installed
 #      /build/in/elements  our diskimage-builder elements
 # env: ARCH                 Debian architecture
+#      RUNNER               the builder's program that runs programs of that architecture; empty where they run by themselves
 #      SUITE                Debian suite
 #      INCLUDE              packages that were asked for, separated by spaces
 #      MASKED_UNITS         units that must never run, separated by spaces
@@ -20,11 +21,23 @@ die() {
   exit 1
 }
 
+# The kernel hands programs of another architecture to what is called so, in the builder and in the root file system alike.
+if [[ -n $RUNNER ]]; then
+  mkdir foreign
+  dpkg-deb -x /build/in/debs/libc6_*.deb foreign
+  loader=(foreign/usr/lib/*/ld-linux-*.so.*)
+  if ! "${loader[0]}" --version >/dev/null; then
+    printf 'rootfs: the kernel of this machine does not run programs of %s\nas root: scripts/run-foreign\n' "$ARCH" >&2
+    exit 2
+  fi
+  rm -rf foreign
+fi
+
 # diskimage-builder silently skips hooks that are not executable, so their mode is not left to whoever mounted them.
 cp -r /build/in/elements elements
 chmod 0755 elements/*/*.d/*
 
-export ARCH SUITE MASKED_UNITS CONSOLE_LOGIN SSH_AUTHORIZED_KEYS HOSTNAME_
+export ARCH RUNNER SUITE MASKED_UNITS CONSOLE_LOGIN SSH_AUTHORIZED_KEYS HOSTNAME_
 export DEBS=/build/in/debs ELEMENTS_PATH=$PWD/elements TMP_DIR=$PWD USER=root
 export DIB_NO_TMPFS=1 DIB_NO_TIMESTAMP=1
 disk-image-create -n -a "$ARCH" -t tar -o image debian-locked virt-rt-guest
@@ -75,6 +88,7 @@ chroot root ssh-keygen -q -t ed25519 -N '' -f /tmp/key
 effective=$(chroot root /usr/sbin/sshd -T -h /tmp/key)
 umount root/dev
 rm -r root/run/sshd root/tmp/key*
+[[ -z $RUNNER ]] || rm "root/usr/bin/$RUNNER"
 for setting in 'passwordauthentication no' 'kbdinteractiveauthentication no' 'permitemptypasswords no' \
   'permitrootlogin without-password' 'pubkeyauthentication yes' 'authenticationmethods publickey'; do
   grep -qxF "$setting" <<<"$effective" || die "sshd's effective configuration lacks: $setting"
