@@ -18,6 +18,22 @@ BUILD = "amd64"
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """A program that is run as a machine's first instructions, to see whether KVM works.
+
+    position  where it stands in a ROM of 64 KiB, bytes
+    code      its instructions, written for printf
+    options   of qemu's, for the board and what the program ends qemu with
+    status    that qemu then ends with
+    """
+
+    position: int
+    code: str
+    options: str
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
 class Board:
     """The board of qemu's that stands for a machine of the architecture, and what it needs beside its program.
 
@@ -27,6 +43,11 @@ class Board:
     code          the file among these that is UEFI's code, without its directory; `variables` that of its variables
     option_roms   ROMs that are built from qemu's own tree
     devices       devices that a program for this board must have, beside those that every one has
+    machine       what guests get of it, for `-machine`: nothing that they would probe, poll or be interrupted by
+    cpu           the CPU of a guest with KVM
+    emulated_cpu  and of one without
+    parameters    of the kernel of a guest without KVM
+    probe         what shows that KVM works
     """
 
     name: str
@@ -36,6 +57,11 @@ class Board:
     variables: str
     option_roms: tuple[str, ...]
     devices: tuple[str, ...]
+    machine: str
+    cpu: str
+    emulated_cpu: str
+    parameters: tuple[str, ...]
+    probe: Probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +160,20 @@ ARCHITECTURES = {
                     "pvh.bin",
                 ),
                 devices=("amd-iommu", "ide-hd", "intel-iommu", "isa-serial"),
+                # no HPET, SMM, USB, SATA or legacy ports
+                machine="q35,hpet=off,smm=off,vmport=off,usb=off,sata=off,smbus=off",
+                cpu="host,migratable=off,+invtsc,+tsc-deadline,pmu=off,kvm-hint-dedicated=on,enforce",
+                emulated_cpu="max,+invtsc",
+                # At boot the kernel wants several timer interrupts within some 20 ms, or panics. On KVM it leaves that
+                # test out; emulated on a busy machine it has to be told to.
+                parameters=("no_timer_check",),
+                # mov al,16; out 0xf4,al; hlt at the reset vector: the exit device's status is 16 * 2 + 1
+                probe=Probe(
+                    position=65520,
+                    code=r"\xb0\x10\xe6\xf4\xf4",
+                    options="-machine q35 -device isa-debug-exit,iobase=0xf4,iosize=1",
+                    status=33,
+                ),
             ),
         ),
         Architecture(
@@ -161,6 +201,19 @@ ARCHITECTURES = {
                 variables="AAVMF_VARS.fd",
                 option_roms=(),
                 devices=("virtio-iommu-pci",),
+                # the interrupt controller is the newest that KVM, or qemu, has
+                machine="virt,gic-version=max,usb=off",
+                cpu="host,pmu=off",
+                # a server's core without pointer authentication and SVE, which take long to emulate
+                emulated_cpu="neoverse-n1",
+                parameters=(),
+                # movz w0,#0x8400,lsl 16; movk w0,#8; hvc #0 where execution starts: PSCI's SYSTEM_OFF ends qemu
+                probe=Probe(
+                    position=0,
+                    code=r"\x00\x80\xb0\x52\x00\x01\x80\x72\x02\x00\x00\xd4",
+                    options="-machine virt,gic-version=max",
+                    status=0,
+                ),
             ),
         ),
     )

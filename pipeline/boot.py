@@ -13,7 +13,7 @@ from pipeline.image import DISK, image_name
 from pipeline.inputs import builder_name
 from pipeline.kernel import kernel_name
 from pipeline.launch import launch_name
-from pipeline.qemu import qemu_name
+from pipeline.qemu import emulator_of
 from pipeline.recipes import Guest, Platform
 
 BUILDER = "lab"
@@ -43,7 +43,7 @@ def boot_proof(root: Path, name: str, platform: Platform, guests: Mapping[str, G
     below = f"artifacts/{name}"
     # laid out as in artifacts/, where the launch scripts find their neighbours
     inputs = {
-        f"{below}/qemu": Upstream(qemu_name(name), ALL),
+        f"{below}/qemu": Upstream(emulator_of(name, platform), ALL),
         f"{below}/kernel/guest/{boot_image}": Upstream(kernel_name(name, "guest"), boot_image),
         f"{below}/kernel/guest/kernelrelease": Upstream(kernel_name(name, "guest"), "kernelrelease"),
     }

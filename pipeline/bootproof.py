@@ -1,9 +1,9 @@
 """Boots guests both ways, under emulation and by their own launch scripts, and has the gate judge them.
 
 Runs inside the lab's builder, standard library only. What the guest has to say is asked by a unit that
-systemd takes from its credentials (systemd.system-credentials(7)), which qemu hands over as SMBIOS strings:
-neither the image nor its kernel's command line is changed for the proof (the scripts add what emulation
-needs). The answers come back over a virtio-serial port of their own.
+systemd takes from its credentials (systemd.system-credentials(7)), which qemu hands over as files of fw_cfg: every
+board has it, with and without firmware that could tell of SMBIOS strings. Neither the image nor its kernel's command
+line is changed for the proof (the scripts add what emulation needs). The answers come back over a virtio-serial port of their own.
 
 Below `IN`: `artifacts/<platform>/` as the products lie there; `virt-rt-proof.sh` and `virt-rt-proof.service`
 of `recipes/lab/`; `expected.json`, by guest: `isolated`, `housekeeping` (vCPU numbers), `unwanted` (units),
@@ -15,7 +15,6 @@ when every finding is fine, 1 when one is not, each named on stderr; 2 when the 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import json
@@ -48,6 +47,11 @@ LIMIT_S = 240
 
 #: Seconds that a launch script has to end when its time is up.
 PATIENCE_S = 30
+
+#: What fw_cfg calls a credential, in at most 55 bytes: so the unit's name is short, and what wants it is what every
+#: system has as a unit with a name no longer, the mount of its root.
+CREDENTIAL, CREDENTIAL_BYTES = "opt/io.systemd.credentials/{}", 55
+UNIT, WANTED_BY = "p.service", "-.mount"
 
 #: Lines of the console and of qemu's messages that are shown when a boot ends badly.
 TAIL = 15
@@ -88,16 +92,15 @@ def proof_arguments(expected: gate.Expectations, scripts: Path, work: Path) -> l
     settings = " ".join(f'"{name}={value}"' for name, value in variables.items())
     unit = unit.replace("@ENVIRONMENT@", settings)
     credentials = {
-        "systemd.extra-unit.virt-rt-proof.service": unit,
-        "systemd.unit-dropin.multi-user.target~virt-rt-proof": "[Unit]\nWants=virt-rt-proof.service\n",
+        f"systemd.extra-unit.{UNIT}": unit,
+        f"systemd.unit-dropin.{WANTED_BY}": f"[Unit]\nWants={UNIT}\n",
         "virt-rt.proof": (scripts / "virt-rt-proof.sh").read_text(),
     }
     arguments = ["-no-reboot"]
-    for number, (name, text) in enumerate(credentials.items()):
+    for number, (credential, text) in enumerate(credentials.items()):
         path = work / f"credential-{number}"
-        encoded = base64.b64encode(text.encode()).decode()
-        path.write_text(f"io.systemd.credential.binary:{name}={encoded}")
-        arguments += ["-smbios", f"type=11,path={path}"]
+        path.write_text(text)
+        arguments += ["-fw_cfg", f"name={CREDENTIAL.format(credential)},file={path}"]
     return [
         *arguments,
         *("-device", "virtio-serial-pci"),

@@ -7,6 +7,7 @@ start is a shell variable at the top of the script.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.action import Action, File, Output, Step
+from pipeline.architecture import architecture
 from pipeline.cpuplan import HUGEPAGES, HostPlan
 from pipeline.errors import UserError
 from pipeline.image import command_line
@@ -115,7 +117,17 @@ def variables_of(
         "vf_counts": [f"{physical}={count}" for physical, count in vf_counts(guests).items()],
         "ssh_port": (users[0].ssh_port or "") if users else "",
         "cmdline": command_line(guest, platform),
+        **machine_of(platform.arch),
     }
+
+
+def machine_of(arch: str) -> dict[str, Any]:
+    """What the templates want to know of the machines of an architecture."""
+    of = architecture(arch)
+    asked = ("machine", "cpu", "emulated_cpu", "parameters", "code", "variables", "probe")
+    board = dataclasses.asdict(of.board)
+    board["parameters"] = list(of.board.parameters)
+    return {"qemu_system": of.qemu_system, "kernel": of.image, "board": {name: board[name] for name in asked}}
 
 
 def launch(root: Path, name: str, platform: Platform, guests: Mapping[str, Guest], plan: HostPlan) -> Action:
@@ -154,7 +166,8 @@ def render(script: str, variables: Mapping[str, Any], texts: Mapping[str, str]) 
     `memory_mib` (MiB), `hugepages` (none, 2M, 1G), `node`; `pins` (a host CPU per vCPU), `realtime` (list of
     vCPUs), `priority`; `emulator`, `housekeeping` (lists of host CPUs); `networks`, `disks`, `devices`,
     `vf_counts`; `ssh_port` (TCP port on loopback, empty text for none), `cmdline` (the kernel's command line for
-    the boot with the kernel outside). `texts` maps file names of `recipes/templates/` to their text.
+    the boot with the kernel outside); and those of `machine_of`. `texts` maps file names of `recipes/templates/`
+    to their text.
 
     Raises `UserError` when a name is not such a word, a variable is missing, or a template is wrong.
     """

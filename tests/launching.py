@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.launch import SCRIPTS, render
+from pipeline.launch import SCRIPTS, machine_of, render
 from tests.pretend_sysfs import PretendSysfs
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +37,7 @@ VARIABLES: dict[str, Any] = {
     "vf_counts": [],
     "ssh_port": 2222,
     "cmdline": "root=PARTLABEL=x rw console=ttyS0 isolcpus=domain,managed_irq,1",
+    **machine_of("amd64"),
 }
 TAP = {"kind": "tap", "name": "tap0", "bridge": "br0", "vhost": "on", "mac": "52:54:00:11:22:33"}
 DISK = {"path": "/dev/vg0/it's data", "format": "raw", "readonly": False}

@@ -18,7 +18,7 @@ die() {
   exit 1
 }
 
-kernel=/build/in/$KERNEL
+linux=/build/in/$KERNEL
 [[ " $CMDLINE " == *' root=PARTLABEL=virt-rt-root '* ]] || die "CMDLINE must contain root=PARTLABEL=virt-rt-root: $CMDLINE"
 
 uuid() { uuidgen --sha1 --namespace @dns --name "$1.$GUEST.virt-rt"; }
@@ -30,7 +30,7 @@ root_size=$((DISK_MIB - root_start - 1))
 
 tar -xf /build/in/rootfs.tar ./usr/lib/os-release ./etc/fstab
 grep -q '^PARTLABEL=virt-rt-root / ext4 ' etc/fstab || die "the root file system does not mount PARTLABEL=virt-rt-root as /"
-ukify build --linux="$kernel" --efi-arch="$EFI" --cmdline="$CMDLINE" --os-release=@usr/lib/os-release \
+ukify build --linux="$linux" --efi-arch="$EFI" --cmdline="$CMDLINE" --os-release=@usr/lib/os-release \
   --stub="/usr/lib/systemd/boot/efi/linux$EFI.efi.stub" --output=uki.efi
 
 cp /build/in/rootfs.tar root.tar
@@ -72,7 +72,7 @@ for section in pefile.PE(sys.argv[1]).sections:
     if section.Name.rstrip(b"\0").decode() == sys.argv[2]:
         sys.stdout.buffer.write(section.get_data()[: section.Misc_VirtualSize])' found.efi "$1"
 }
-section .linux | cmp - "$kernel" || die "the kernel in the EFI system partition is not the one given"
+section .linux | cmp - "$linux" || die "the kernel in the EFI system partition is not the one given"
 [[ $(section .cmdline | tr -d '\0') == "$CMDLINE" ]] || die "the command line in the EFI system partition is not the one given"
 
 qemu-img convert -c -O qcow2 -o compression_type=zstd disk.raw /build/out/disk.qcow2
