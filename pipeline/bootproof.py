@@ -3,7 +3,8 @@
 Runs inside the lab's builder, standard library only. What the guest has to say is asked by a unit that
 systemd takes from its credentials (systemd.system-credentials(7)), which qemu hands over as files of fw_cfg: every
 board has it, with and without firmware that could tell of SMBIOS strings. Neither the image nor its kernel's command
-line is changed for the proof (the scripts add what emulation needs). The answers come back over a virtio-serial port of their own.
+line is changed for the proof (the scripts add what emulation needs). The answers come back over a virtio-serial port
+of their own.
 
 Below `IN`: `artifacts/<platform>/` as the products lie there; `virt-rt-proof.sh` and `virt-rt-proof.service`
 of `recipes/lab/`; `expected.json`, by guest: `isolated`, `housekeeping` (vCPU numbers), `unwanted` (units),
