@@ -8,7 +8,7 @@
 #      SUITE                Debian suite
 #      INCLUDE              packages that were asked for, separated by spaces
 #      MASKED_UNITS         units that must never run, separated by spaces
-#      CONSOLE_LOGIN        1: a root shell on ttyS0; 0: no login on any console
+#      CONSOLE_LOGIN        1: a root shell on the console; 0: no login on any console
 #      SSH_AUTHORIZED_KEYS  public keys of root, one a line; may be empty
 #      HOSTNAME_            host name of the guest
 # out: /build/out/rootfs.tar    the same bytes for the same inputs
