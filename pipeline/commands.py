@@ -14,7 +14,17 @@ from doit.cmd_run import opt_continue, opt_num_process, opt_single
 
 from pipeline.display import duration
 from pipeline.errors import UserError
-from pipeline.face import JSON_OPTION, Face, action_names, guarded, one_action, session
+from pipeline.face import (
+    JSON_OPTION,
+    SOURCE_OPTION,
+    Face,
+    action_names,
+    guarded,
+    one_action,
+    session,
+    without_sources,
+)
+from pipeline.inputs import patches_of, source_name
 from pipeline.plan import State
 from pipeline.reporter import Reporter
 from pipeline.tasks import MEASURE, Session, measure_summary, measured_platforms
@@ -29,11 +39,24 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
     name = "run"
     doc_purpose = "make products (only what is stale)"
 
+    def __init__(self, cmds: Any = None, **others: Any) -> None:
+        """Keep what doit makes a command with: another one may be meant."""
+        super().__init__(cmds=cmds, **others)
+        self._commands, self._others = cmds, others
+
     def parse_execute(self, in_args: list[str]) -> int:
         """Everything, the loading of dodo.py included, under one guard."""
-        return guarded(lambda: super(Run, self).parse_execute(in_args))
+        return guarded(lambda: self._parsed(in_args))
 
-    cmd_options = (opt_continue, opt_num_process, opt_single)
+    def _parsed(self, in_args: list[str]) -> int:
+        args = without_sources(in_args)
+        # doit looks for the command in the first word, where `--source` may stand
+        if args != in_args and args and args[0] in (self._commands or ()):
+            command = self._commands.get_plugin(args[0])(cmds=self._commands, **self._others)
+            return int(command.parse_execute(args[1:]))
+        return int(super().parse_execute(args))
+
+    cmd_options = (opt_continue, opt_num_process, opt_single, SOURCE_OPTION)
 
     def _execute(self, continue_: bool = False, num_process: int = 0, single: bool = False) -> int:
         current = session()
@@ -41,6 +64,8 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
         measured = measured_platforms(asked, current.project.recipes.platforms)
         others = [name for name in asked if name.partition(":")[0] != MEASURE]
         names = action_names(current.project, others) if others or not measured else []
+        _tell_local(current)
+        current.project.refuse_tainted(names)
         _bring_signer(current, names)
         current.select(names)
         _tell_warnings(current, names)
@@ -77,6 +102,23 @@ def _bring_signer(current: Session, names: list[str]) -> None:
         current.display.note(
             f"made a {made.name.partition(' <')[0].removeprefix('virt-rt ')}: docs/signing.md"
         )
+
+
+def _tell_local(current: Session, *, as_json: bool = False) -> None:
+    """Say which sources are not what is locked, a note each; on standard error where the output is for a program."""
+    project = current.project
+    for name, local in project.local_sources.items():
+        action = project.graph[source_name(name)] if source_name(name) in project.graph else None
+        if action is None or action.snapshot is None:
+            text = f"nothing is made from {name} ({local.said_by})"
+        else:
+            text = f"{name} is the work tree {action.snapshot.worktree.path} ({local.said_by}), and not what is locked"
+            if patches_of(project.root, name):
+                text += f"; without recipes/patches/{name}"
+        if as_json:
+            print(f"note: {text}", file=sys.stderr)
+        else:
+            current.display.note(text)
 
 
 def _tell_warnings(current: Session, names: list[str]) -> None:
@@ -119,6 +161,7 @@ class List(Face):
     def perform(self, params: dict[str, Any], args: list[str]) -> None:
         """Print names and what they are."""
         project = session().project
+        _tell_local(session(), as_json=params["as_json"])
         rows = [
             (f"platform:{name}", f"everything of {name}, proof included")
             for name in project.recipes.platforms
@@ -144,6 +187,7 @@ class Plan(Face):
     def perform(self, params: dict[str, Any], args: list[str]) -> None:
         """Print the plan; nothing is done."""
         project = session().project
+        _tell_local(session(), as_json=params["as_json"])
         states = project.plan(action_names(project, args))
         times = {name: project.expected_seconds(name) for name in states}
         if params["as_json"]:
@@ -185,6 +229,7 @@ class Why(Face):
 
         project = session().project
         name = self.one(args)
+        _tell_local(session(), as_json=params["as_json"])
         found = [
             change for each in action_names(project, [name]) for change in changes.since_last(project, each)
         ]
@@ -347,6 +392,7 @@ class Gc(Face):
             f"{'would remove' if dry_run else 'removed'} {freed.results} results and {freed.blobs} blobs, "
             f"{freed.size / 1e6:.1f} MB"
             + (f"; {freed.trees} unpacked source trees" if freed.trees else "")
+            + (f"; {freed.builds} build directories of work trees" if freed.builds else "")
             + "".join(f"\nand the image {image}" for image in freed.images)
         )
         if freed.note:
