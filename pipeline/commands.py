@@ -15,9 +15,10 @@ from doit.cmd_run import opt_continue, opt_num_process, opt_single
 from pipeline.display import duration
 from pipeline.errors import UserError
 from pipeline.face import JSON_OPTION, Face, action_names, guarded, one_action, session
+from pipeline.guesttasks import guest_task
 from pipeline.plan import State
 from pipeline.reporter import Reporter
-from pipeline.tasks import MEASURE, Session, measure_summary, measured_platforms
+from pipeline.tasks import MEASURE, Session, guest_tasks, measure_summary, measured_platforms
 
 #: How many steps may be under way; the executor's own limits decide what really runs side by side.
 PARALLEL = 4
@@ -31,7 +32,15 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
 
     def parse_execute(self, in_args: list[str]) -> int:
         """Everything, the loading of dodo.py included, under one guard."""
-        return guarded(lambda: super(Run, self).parse_execute(in_args))
+
+        def make(needed: list[str]) -> int:
+            return int(super(Run, self).parse_execute(needed))
+
+        def perform() -> int:
+            task = guest_task(in_args, make)
+            return make(in_args) if task is None else task.parse_execute(task.words)
+
+        return guarded(perform)
 
     cmd_options = (opt_continue, opt_num_process, opt_single)
 
@@ -102,7 +111,7 @@ class List(Face):
     """`doit list`."""
 
     name = "list"
-    doc_purpose = "list the products and the machines to measure, a line each"
+    doc_purpose = "list the products, the machines to measure and the guests to run, a line each"
     doc_usage = ""
     cmd_options = (
         {
@@ -124,6 +133,7 @@ class List(Face):
             for name in project.recipes.platforms
         ]
         rows += [(f"{MEASURE}:{name}", measure_summary(name)) for name in project.recipes.platforms]
+        rows += guest_tasks(project.recipes.guests)
         rows += [(a.name, a.summary) for a in project.graph if a.place is not None or params["all"]]
         if params["as_json"]:
             print(json.dumps([{"task": name, "summary": summary} for name, summary in rows], indent=1))

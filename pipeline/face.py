@@ -22,7 +22,7 @@ from doit.exceptions import InvalidCommand, InvalidDodoFile, InvalidTask
 from pipeline.errors import UserError, VirtRtError
 from pipeline.project import DEFAULT_PLATFORM, Project
 from pipeline.signing import SECRETS
-from pipeline.tasks import MEASURE, Session
+from pipeline.tasks import GDB, MEASURE, RUN, SSH, Session, guest_needs
 
 INTERRUPTED = 130
 
@@ -138,6 +138,10 @@ def action_names(project: Project, names: list[str]) -> list[str]:
             ]
         elif kind == MEASURE:
             raise UserError(f"{name} is no step: it measures a machine", "`doit run` alone takes it")
+        elif kind == RUN and rest in project.recipes.guests:
+            found += guest_needs(project, rest)
+        elif kind in (SSH, GDB) and rest in project.recipes.guests:
+            raise UserError(f"{name} is no step: it is about a guest that runs", f"doit {RUN}:{rest} runs it")
         elif name in project.graph:
             found.append(name)
         else:
