@@ -24,10 +24,11 @@ from pipeline.face import (
     session,
     without_sources,
 )
+from pipeline.guesttasks import guest_task
 from pipeline.inputs import patches_of, source_name
 from pipeline.plan import State
 from pipeline.reporter import Reporter
-from pipeline.tasks import MEASURE, Session, measure_summary, measured_platforms
+from pipeline.tasks import MEASURE, Session, guest_tasks, measure_summary, measured_platforms
 
 #: How many steps may be under way; the executor's own limits decide what really runs side by side.
 PARALLEL = 4
@@ -54,6 +55,10 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
         if args != in_args and args and args[0] in (self._commands or ()):
             command = self._commands.get_plugin(args[0])(cmds=self._commands, **self._others)
             return int(command.parse_execute(args[1:]))
+        task = guest_task(args, self._make)
+        return self._make(args) if task is None else task.parse_execute(task.words)
+
+    def _make(self, args: list[str]) -> int:
         return int(super().parse_execute(args))
 
     cmd_options = (opt_continue, opt_num_process, opt_single, SOURCE_OPTION)
@@ -144,7 +149,7 @@ class List(Face):
     """`doit list`."""
 
     name = "list"
-    doc_purpose = "list the products and the machines to measure, a line each"
+    doc_purpose = "list the products, the machines to measure and the guests to run, a line each"
     doc_usage = ""
     cmd_options = (
         {
@@ -167,6 +172,7 @@ class List(Face):
             for name in project.recipes.platforms
         ]
         rows += [(f"{MEASURE}:{name}", measure_summary(name)) for name in project.recipes.platforms]
+        rows += guest_tasks(project.recipes.guests)
         rows += [(a.name, a.summary) for a in project.graph if a.place is not None or params["all"]]
         if params["as_json"]:
             print(json.dumps([{"task": name, "summary": summary} for name, summary in rows], indent=1))

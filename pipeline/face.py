@@ -24,7 +24,7 @@ from pipeline.display import Display
 from pipeline.errors import UserError, VirtRtError
 from pipeline.project import DEFAULT_PLATFORM, Project
 from pipeline.signing import SECRETS
-from pipeline.tasks import MEASURE, Session
+from pipeline.tasks import GDB, MEASURE, RUN, SSH, Session, guest_needs
 
 INTERRUPTED = 130
 
@@ -63,6 +63,15 @@ def without_sources(arguments: list[str]) -> list[str]:
     """The arguments that doit hands to a command, without `--source`, wherever it stands."""
     given_sources()
     return [word for word in arguments if word.partition("=")[0] != localsources.OPTION]
+
+
+def typed_after(name: str, arguments: list[str]) -> list[str]:
+    """What follows `name` on this process's command line, of which doit has taken what looks like its own variables
+    (NAME=VALUE); of `arguments` where the command was not begun by that line. Without `--source`.
+    """
+    typed = localsources.take(sys.argv[1:])[0]
+    words = typed if name in typed else arguments
+    return words[words.index(name) + 1 :]
 
 
 @functools.cache
@@ -178,6 +187,10 @@ def action_names(project: Project, names: list[str]) -> list[str]:
             ]
         elif kind == MEASURE:
             raise UserError(f"{name} is no step: it measures a machine", "`doit run` alone takes it")
+        elif kind == RUN and rest in project.recipes.guests:
+            found += guest_needs(project, rest)
+        elif kind in (SSH, GDB) and rest in project.recipes.guests:
+            raise UserError(f"{name} is no step: it is about a guest that runs", f"doit {RUN}:{rest} runs it")
         elif name in project.graph:
             found.append(name)
         else:
