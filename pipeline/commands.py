@@ -32,6 +32,8 @@ from pipeline.tasks import MEASURE, Session, guest_tasks, measure_summary, measu
 
 #: How many steps may be under way; the executor's own limits decide what really runs side by side.
 PARALLEL = 4
+#: Commands that take what they are about as a task's name does: `doit config:qemu-q35:guest`.
+TYPED_LIKE_TASKS = ("config",)
 
 
 class Run(DoitRun):  # type: ignore[misc]  # doit has no types
@@ -51,12 +53,18 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
 
     def _parsed(self, in_args: list[str]) -> int:
         args = without_sources(in_args)
+        verb, _, about = args[0].partition(":") if args else ("", "", "")
+        if about and verb in TYPED_LIKE_TASKS:
+            return self._command(verb, [about, *args[1:]])
         # doit looks for the command in the first word, where `--source` may stand
         if args != in_args and args and args[0] in (self._commands or ()):
-            command = self._commands.get_plugin(args[0])(cmds=self._commands, **self._others)
-            return int(command.parse_execute(args[1:]))
+            return self._command(args[0], args[1:])
         task = guest_task(args, self._make)
         return self._make(args) if task is None else task.parse_execute(task.words)
+
+    def _command(self, name: str, args: list[str]) -> int:
+        command = self._commands.get_plugin(name)(cmds=self._commands, **self._others)
+        return int(command.parse_execute(args))
 
     def _make(self, args: list[str]) -> int:
         return int(super().parse_execute(args))
