@@ -153,8 +153,7 @@ class Face(Command):  # type: ignore[misc]  # doit has no types
     def parse_execute(self, in_args: list[str]) -> int:
         """Refuse bad options with a line and status 2; `--help` tells what there is."""
         if "--help" in in_args:
-            print(self.help())
-            return 0
+            return guarded(lambda: print(self.help(), flush=True))
         return guarded(lambda: super(Face, self).parse_execute(without_sources(in_args)))
 
     def get_options(self) -> list[CmdOption]:
