@@ -13,6 +13,8 @@ from pipeline.recipes import Platform
 ROLES = ("host", "guest")
 BUILDER = "kernel"
 CONTRACT = "common/contract.toml"
+#: What a role's kernel leaves for a debugger.
+DEBUGGED = {"guest": ("vmlinux",)}
 
 
 def kernel_name(platform: str, role: str) -> str:
@@ -40,7 +42,7 @@ def kernel(root: Path, name: str, platform: Platform, role: str, local: bool = F
             "ROLE": role,
             "FRAGMENTS": " ".join(fragments),
             "CONTRACT": CONTRACT,
-            "KERNEL_TARGETS": f"{arch.image} modules",
+            "KERNEL_TARGETS": " ".join((arch.image, "modules", *DEBUGGED.get(role, ()))),
         },
         place=f"{name}/kernel/{role}",
         local=local,
@@ -64,6 +66,8 @@ def compile_kernel(
 
     From a work tree (`local`) it is run by one that knows of earlier builds.
     """
+    of = architecture(arch)
+    debugged = [Output(each) for each in environment["KERNEL_TARGETS"].split() if each == "vmlinux"]
     step = "recipes/steps/kernel.sh"
     if local:
         files = {**files, "kernel.sh": File.read(root / step, step)}
@@ -74,16 +78,17 @@ def compile_kernel(
         version=1,
         arch=arch,
         summary=summary,
-        builder=builder_name(BUILDER),
+        builder=builder_name(of.builder(BUILDER)),
         script=File.read(root / step, step),
         files=files,
         inputs={"source": Upstream(source_name(source), TREE, unpack=True)},
-        environment=environment,
+        environment={**environment, "CROSS_COMPILE": of.cross_compile},
         outputs=(
-            Output(architecture(arch).image),
+            Output(of.image),
             Output("config"),
             Output("System.map"),
             Output("kernelrelease"),
+            *debugged,
             *([Output("modules", "directory"), Output("headers", "directory")] if modules else []),
         ),
         remedy="where a symbol is named, mend the fragment that asks for it",

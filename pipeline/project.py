@@ -214,6 +214,8 @@ class Project:
                     )
                 )
             add(qemu.qemu(self.root, name, platform))
+            if (emulator := qemu.emulator(self.root, name, platform)) is not None:
+                add(emulator)
         for name, builder in asked.builders.items():
             locked = self.packages.get(f"builder/{name}")
             add(inputs.packages(locked, self.archives))
