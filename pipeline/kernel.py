@@ -22,8 +22,8 @@ def kernel_name(platform: str, role: str) -> str:
     return f"kernel:{platform}:{role}"
 
 
-def kernel(root: Path, name: str, platform: Platform, role: str) -> Action:
-    """Build the `role` kernel of a platform; `root` is the checkout."""
+def kernel(root: Path, name: str, platform: Platform, role: str, local: bool = False) -> Action:
+    """Build the `role` kernel of a platform; `root` is the checkout, `local` says that its source is a work tree."""
     arch = architecture(platform.arch)
     fragments = platform.kernel.fragments_of(role)
     files = {f"kernel-configs/{path}": _fragment(root, name, path) for path in (*fragments, CONTRACT)}
@@ -45,6 +45,7 @@ def kernel(root: Path, name: str, platform: Platform, role: str) -> Action:
             "KERNEL_TARGETS": " ".join((arch.image, "modules", *DEBUGGED.get(role, ()))),
         },
         place=f"{name}/kernel/{role}",
+        local=local,
     )
 
 
@@ -59,11 +60,18 @@ def compile_kernel(
     environment: dict[str, str],
     place: str | None,
     modules: bool = True,
+    local: bool = False,
 ) -> Action:
-    """The kernel step itself, for whatever fragments: `files` and `environment` as the step reads them."""
+    """The kernel step itself, for whatever fragments: `files` and `environment` as the step reads them.
+
+    From a work tree (`local`) it is run by one that knows of earlier builds.
+    """
     of = architecture(arch)
     debugged = [Output(each) for each in environment["KERNEL_TARGETS"].split() if each == "vmlinux"]
     step = "recipes/steps/kernel.sh"
+    if local:
+        files = {**files, "kernel.sh": File.read(root / step, step)}
+        step = "recipes/steps/kernel-local.sh"
     return Action(
         name=action,
         kind="kernel",
@@ -86,6 +94,7 @@ def compile_kernel(
         remedy="where a symbol is named, mend the fragment that asks for it",
         resource="heavy",
         ccache=True,
+        kept=("obj",),
         place=place,
     )
 
