@@ -32,6 +32,13 @@ class Probe:
     options: str
     status: int
 
+    @property
+    def rom(self) -> bytes:
+        """The ROM."""
+        return (bytes(self.position) + self.code.encode().decode("unicode_escape").encode("latin-1")).ljust(
+            1 << 16, b"\0"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Board:
@@ -48,6 +55,8 @@ class Board:
     emulated_cpu  and of one without
     parameters    of the kernel of a guest without KVM
     probe         what shows that KVM works
+    package       Debian's package with a program for it
+    bare          whether a kernel that qemu loads sees SMBIOS strings only with UEFI before it
     """
 
     name: str
@@ -62,6 +71,8 @@ class Board:
     emulated_cpu: str
     parameters: tuple[str, ...]
     probe: Probe
+    package: str
+    bare: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +185,8 @@ ARCHITECTURES = {
                     options="-machine q35 -device isa-debug-exit,iobase=0xf4,iosize=1",
                     status=33,
                 ),
+                package="qemu-system-x86",
+                bare=False,
             ),
         ),
         Architecture(
@@ -214,6 +227,8 @@ ARCHITECTURES = {
                     options="-machine virt,gic-version=max",
                     status=0,
                 ),
+                package="qemu-system-arm",
+                bare=True,
             ),
         ),
     )

@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.architecture import Architecture, architecture
 from pipeline.errors import UserError
 from pipeline.files import random_word, remove_tree
 
@@ -22,39 +23,6 @@ UNPACKED = ".emulator"
 #: Seconds that a question to qemu may take.
 PATIENCE = 20
 KVM_DEVICE = Path("/dev/kvm")
-#: mov al,16; out 0xf4,al: the exit device then ends qemu with status 16 * 2 + 1.
-_FIRST_INSTRUCTIONS, _THEIR_STATUS = b"\xb0\x10\xe6\xf4\xf4", 33
-
-
-@dataclass(frozen=True, slots=True)
-class Board:
-    """What qemu emulates for the guests of an architecture.
-
-    program    qemu's
-    package    Debian's package with it
-    machine    its `-machine`: nothing that the guest would probe, poll or be interrupted by
-    parameters of the kernel, for a guest without KVM: at boot the kernel wants several timer interrupts within some
-               20 ms, or panics; emulated on a busy machine it has to be told not to
-    native     what `uname -m` says on machines whose KVM runs such guests
-    """
-
-    program: str
-    package: str
-    machine: str
-    parameters: tuple[str, ...]
-    native: str
-
-
-#: By Debian's name of the architecture.
-BOARDS = {
-    "amd64": Board(
-        program="qemu-system-x86_64",
-        package="qemu-system-x86",
-        machine="q35,hpet=off,smm=off,vmport=off,usb=off,sata=off,smbus=off",
-        parameters=("no_timer_check",),
-        native="x86_64",
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +32,15 @@ class Emulator:
     command    what starts it
     image      what starts its qemu-img
     cpu        the emulated CPU, when there is no KVM
+    firmware   the directory of the platform's own firmware
     distributions   whether it is the distribution's
     """
 
-    board: Board
+    of: Architecture
     command: tuple[str, ...]
     image: tuple[str, ...]
     cpu: str
+    firmware: Path
     distributions: bool
 
     def has(self, device: str) -> bool:
@@ -80,28 +50,20 @@ class Emulator:
     def kvm(self, device: Path = KVM_DEVICE) -> str:
         """Why guests cannot have KVM here; nothing when they can.
 
-        The device's existence says little, so five bytes are run at the reset vector.
+        The device's existence says little, so a few instructions are run where a machine starts.
         """
-        if platform.machine() != self.board.native:
+        if platform.machine() != self.of.machine:
             return f"this machine is {platform.machine()}"
         if not os.access(device, os.R_OK | os.W_OK):
             return f"{device} is missing, or not yours to open"
+        probe = self.of.board.probe
         with tempfile.NamedTemporaryFile() as rom:
-            rom.write(bytes(0xFFF0) + _FIRST_INSTRUCTIONS.ljust(16, b"\0"))
+            rom.write(probe.rom)
             rom.flush()
-            options = [*("-accel", "kvm", "-cpu", "host", "-machine", "q35", "-m", "16M", "-nodefaults")]
-            options += ["-display", "none", "-bios", rom.name]
-            options += ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
+            options = [*("-accel", "kvm", "-cpu", "host", "-m", "16M", "-nodefaults")]
+            options += ["-display", "none", "-bios", rom.name, *probe.options.split()]
             status = _status(*self.command, *options)
-        return "" if status == _THEIR_STATUS else f"a first instruction did not run (status {status})"
-
-
-def board(arch: str) -> Board:
-    """The board of an architecture, by Debian's name."""
-    try:
-        return BOARDS[arch]
-    except KeyError:
-        raise UserError(f"guests of {arch} are not run", f"run one of: {', '.join(BOARDS)}") from None
+        return "" if status == probe.status else f"a first instruction did not run (status {status})"
 
 
 def bring(name: str, arch: str, package: Path, key: str, artifacts: Path) -> Emulator:
@@ -110,29 +72,34 @@ def bring(name: str, arch: str, package: Path, key: str, artifacts: Path) -> Emu
     `package` is the directory of the product that has the platform's own as a deb, `key` that product's;
     `artifacts` is where it is unpacked, once for each key.
     """
-    of = board(arch)
+    of = architecture(arch)
     there = _unpacked(name, package, key, artifacts / UNPACKED)
+    firmware = there / "share" / "qemu"
     loaders = sorted(there.glob("lib/ld-*.so*"))
-    if len(loaders) == 1 and (there / "bin" / of.program).is_file():
-        start = (str(loaders[0]), str(there / "bin" / of.program), "-L", str(there / "share" / "qemu"))
+    if len(loaders) == 1 and (there / "bin" / of.qemu_system).is_file():
+        start = (str(loaders[0]), str(there / "bin" / of.qemu_system), "-L", str(firmware))
         image = (str(loaders[0]), str(there / "bin" / "qemu-img"))
         if _status(*start, "--version") == 0:
-            return Emulator(of, start, image, "max,+invtsc", distributions=False)
-    found = distributions(of)
+            return Emulator(of, start, image, of.board.emulated_cpu, firmware, distributions=False)
+    found = distributions(of, firmware)
     if found is None:
         raise UserError(
-            f"qemu of {name} does not run on this machine, and there is no {of.program}",
-            f"apt-get install {of.package} qemu-utils",
+            f"qemu of {name} does not run on this machine, and there is no {of.qemu_system}",
+            f"apt-get install {of.board.package} qemu-utils",
         )
     return found
 
 
-def distributions(of: Board) -> Emulator | None:
-    """The distribution's own emulator, when it is installed."""
-    program, image = shutil.which(of.program), shutil.which("qemu-img")
+def distributions(of: Architecture, firmware: Path) -> Emulator | None:
+    """The distribution's own emulator, when it is installed; with the platform's `firmware`.
+
+    Its CPU lacks what only our own qemu emulates.
+    """
+    program, image = shutil.which(of.qemu_system), shutil.which("qemu-img")
     if program is None or image is None:
         return None
-    return Emulator(of, (program,), (image,), "max", distributions=True)
+    cpu = of.board.emulated_cpu.partition(",")[0]
+    return Emulator(of, (program,), (image,), cpu, firmware, distributions=True)
 
 
 def _unpacked(name: str, package: Path, key: str, above: Path) -> Path:

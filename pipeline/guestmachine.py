@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import guestrecord
-from pipeline.architecture import architecture
 from pipeline.emulator import Emulator
 from pipeline.errors import UserError
 from pipeline.image import DISK, command_line
@@ -82,7 +81,7 @@ class Machine:
 
     def arguments(self, emulator: Emulator, place: Path, *, kvm: bool) -> list[str]:
         """qemu's arguments but the disk's; the machine is stopped. Writes the credentials into `place`."""
-        asked, guest, board = self.asked, self.guest, emulator.board
+        asked, guest, board = self.asked, self.guest, emulator.of.board
         parameters = [command_line(guest, self.platform), *(() if kvm else board.parameters)]
         # a debugger may come at any time, and knows addresses as they were linked
         parameters += ["nokaslr", asked.append]
@@ -91,7 +90,7 @@ class Machine:
             *("-nodefaults", "-no-user-config", "-display", "none", "-S"),
             *("-accel", "kvm" if kvm else "tcg,thread=multi", "-cpu", "host" if kvm else emulator.cpu),
             *("-smp", f"{guest.vcpus},sockets=1,cores={guest.vcpus},threads=1", "-m", f"{guest.memory_mib}M"),
-            *("-kernel", str(self.kernel / architecture(self.platform.arch).image)),
+            *("-kernel", str(self.kernel / emulator.of.image)),
             *("-append", " ".join(filter(None, parameters))),
             *("-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng"),
             *("-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{asked.ssh_port}-:22"),
@@ -100,6 +99,10 @@ class Machine:
             *("-mon", "chardev=control,mode=control"),
             *("-chardev", _socket("gdb", place / guestrecord.GDB), "-gdb", "chardev:gdb"),
         ]
+        if board.bare:  # the credentials below are SMBIOS strings
+            for unit, name in enumerate((board.code, board.variables)):
+                how, where = ("readonly=on", "snapshot=on")[unit], escape(emulator.firmware / name)
+                arguments += ["-drive", f"if=pflash,unit={unit},format=raw,{how},file={where}"]
         if asked.console is not None:
             arguments += ["-chardev", f"file,id=console,path={escape(asked.console)}"]
         else:  # the monitor shares the terminal; Ctrl-C goes to the guest

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline import guestrecord, symbolfile
-from pipeline.emulator import Emulator, board, bring, distributions
+from pipeline.emulator import Emulator, bring, distributions
 from pipeline.errors import UserError
 from pipeline.face import Face, Option, session, typed_after
 from pipeline.guestmachine import SHARE_DEVICE, SHARED_AT, Asked, Machine
@@ -162,11 +162,11 @@ class RunGuest(GuestTask):
                     f"add {' '.join(f'{symbol}=y' for symbol in missing)} to kernel-configs/{platform}/guest-config",
                 )
             if not emulator.has(SHARE_DEVICE):
-                others = distributions(board(arch))
+                others = distributions(emulator.of, emulator.firmware)
                 if others is None or not others.has(SHARE_DEVICE):
                     raise UserError(
-                        f"--share: no {board(arch).program} here has {SHARE_DEVICE}",
-                        f"apt-get install {board(arch).package} qemu-utils",
+                        f"--share: no {emulator.of.qemu_system} here has {SHARE_DEVICE}",
+                        f"apt-get install {emulator.of.board.package} qemu-utils",
                     )
                 emulator = others
         if emulator.distributions:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 
 #: The number of an architecture in an ELF header (`e_machine`), by Debian's name of it: <linux/elf-em.h>.
-MACHINES = {"amd64": 62}
+MACHINES = {"amd64": 62, "arm64": 183}
 #: The part of the kernel's image that is code, and its whole.
 CODE, IMAGE = ("_stext", "_etext"), ("_text", "_end")
 _HEADER, _SECTION, _SYMBOL = "<16sHHIQQQIHHHHHH", "<IIQQQQIIQQ", "<IBBHQQ"

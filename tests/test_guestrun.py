@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import emulator, guestrecord, symbolfile
+from pipeline.architecture import ARCHITECTURES
 from pipeline.errors import UserError
 from pipeline.files import digest_file
 from pipeline.guestmachine import SHARE_SYMBOLS
@@ -543,8 +544,8 @@ def test_kvm_is_probed_by_running_something(tmp_path: Path) -> None:
         program = tmp_path / f"qemu-{status}"
         program.write_text(f"#!/bin/sh\nexit {status}\n")
         program.chmod(0o755)
-        of = emulator.Board("qemu", "qemu", "q35", (), os.uname().machine)
-        return emulator.Emulator(of, (str(program),), (), "max", distributions=True)
+        (of,) = [each for each in ARCHITECTURES.values() if each.machine == os.uname().machine]
+        return emulator.Emulator(of, (str(program),), (), "max", tmp_path, distributions=True)
 
     there = Path(os.devnull)
     assert qemu(33).kvm(there) == ""
