@@ -76,6 +76,7 @@ class LocalArchive:
     home: Path
     keyring: Path
     suite: str = "test"
+    arches: Sequence[str] = ("amd64",)
 
     @property
     def root(self) -> Path:
@@ -85,16 +86,25 @@ class LocalArchive:
     def archives(self) -> Archives:
         return Archives(base=self.base.as_uri(), keyring=self.keyring)
 
-    def package(self, name: str, version: str = "1", depends: str = "", essential: bool = False) -> Path:
+    def package(
+        self,
+        name: str,
+        version: str = "1",
+        depends: str = "",
+        essential: bool = False,
+        arch: str = "amd64",
+        multi_arch: str = "",
+    ) -> Path:
         """Put a package into the pool; `publish` lists it."""
-        tree = self.base / "build" / f"{name}-{version}"
+        tree = self.base / "build" / f"{name}-{version}-{arch}"
         (tree / "DEBIAN").mkdir(parents=True)
         (tree / "usr/share").mkdir(parents=True)
         (tree / "usr/share" / name).write_text(version)
         fields = {
             "Package": name,
             "Version": version,
-            "Architecture": "amd64",
+            "Architecture": arch,
+            "Multi-Arch": multi_arch,
             "Maintainer": "Test <test@localhost>",
             "Description": "test",
             "Depends": depends,
@@ -104,7 +114,7 @@ class LocalArchive:
         (tree / "DEBIAN/control").write_text(control)
         pool = self.root / "pool/main" / name[0] / name
         pool.mkdir(parents=True, exist_ok=True)
-        deb = pool / f"{name}_{version}_amd64.deb"
+        deb = pool / f"{name}_{version}_{arch}.deb"
         run("dpkg-deb", "--root-owner-group", "-Zgzip", "--build", str(tree), str(deb))
         return deb
 
@@ -134,16 +144,17 @@ class LocalArchive:
             root = self.base / archive
             dist = root / "dists" / suite
             shutil.rmtree(dist, ignore_errors=True)
-            (dist / "main/binary-amd64").mkdir(parents=True)
             (dist / "main/source").mkdir(parents=True)
             (root / "pool").mkdir(exist_ok=True)
-            packages = run("apt-ftparchive", "packages", "pool", cwd=root)
-            (dist / "main/binary-amd64/Packages").write_text(packages)
+            for arch in self.arches:
+                (dist / f"main/binary-{arch}").mkdir()
+                packages = run("apt-ftparchive", "--arch", arch, "packages", "pool", cwd=root)
+                (dist / f"main/binary-{arch}/Packages").write_text(packages)
             (dist / "main/source/Sources").write_text(run("apt-ftparchive", "sources", "pool", cwd=root))
             options: Sequence[str] = [
                 f"APT::FTPArchive::Release::{key}={value}"
                 for key, value in {
-                    "Suite": suite, "Codename": suite, "Architectures": "amd64", "Components": "main"
+                    "Suite": suite, "Codename": suite, "Architectures": " ".join(self.arches), "Components": "main"
                 }.items()
             ]  # fmt: skip
             flags = [part for option in options for part in ("-o", option)]

@@ -33,11 +33,13 @@ case $(cat /build/in/kernel-configs/*/host-config /build/in/kernel-configs/*/gue
 *BROKEN*) echo "error: BROKEN does not compile"; exit 1 ;;
 *REFUSED*) echo "error: REFUSED is not to be had"; exit 2 ;;
 esac
-cat /build/in/source/main.c /build/in/kernel-configs/*/*-config >/build/out/bzImage
 {
-  echo "# Linux/x86_64 6.12.1 Kernel Configuration"
+  echo "# Linux/$ARCH 6.12.1 Kernel Configuration"
   for fragment in $FRAGMENTS; do grep -e '^CONFIG_' -e ' is not set$' "/build/in/kernel-configs/$fragment" || true; done
 } >/build/out/config
+for target in $KERNEL_TARGETS; do
+  if [[ $target != modules ]]; then cat /build/in/source/main.c /build/in/kernel-configs/*/*-config >"/build/out/$target"; fi
+done
 echo 0000 >/build/out/System.map
 echo 6.12.1-rt-"$ROLE-${ACTION_KEY:0:12}" >/build/out/kernelrelease
 mkdir -p /build/out/modules/lib /build/out/headers
@@ -60,8 +62,8 @@ echo "{\\"asked\\": [${changes%,}], \\"implied\\": []}" >/build/out/changes.json
 """,
     "qemu.sh": """\
 mkdir -p /build/out/{bin,libexec,share}
-cp /build/in/source/main.c /build/out/bin/qemu-system-x86_64
-chmod 755 /build/out/bin/qemu-system-x86_64
+cp /build/in/source/main.c "/build/out/bin/qemu-system-${TARGETS%-softmmu}"
+chmod 755 /build/out/bin/*
 echo helper >/build/out/libexec/helper
 echo firmware >/build/out/share/bios
 """,
@@ -100,7 +102,7 @@ echo "$name" >/build/work/file
 touch -d "@$SOURCE_DATE_EPOCH" /build/work/file
 formats=''
 for kind in deb rpm; do
-  arch=amd64 release='' depends=$relations
+  arch=$(top arch) release='' depends=$relations
   if [[ $(said architecture "$description") == all ]]; then arch=all; fi
   if [[ $kind == rpm ]]; then release=1 depends=${relations//[()]/}; fi
   cat >/build/work/nfpm.json <<CONFIG
@@ -113,7 +115,7 @@ CONFIG
   /build/in/nfpm package -f /build/work/nfpm.json -p $kind -t /build/out/$kind/ >/dev/null
   for file in /build/out/$kind/*; do
     read -r sha256 _ < <(sha256sum "$file")
-    if [[ $kind.$arch == rpm.amd64 ]]; then arch=x86_64; elif [[ $kind == rpm ]]; then arch=noarch; fi
+    if [[ $kind.$arch == rpm.all ]]; then arch=noarch; elif [[ $kind == rpm ]]; then arch=$(top rpm_arch); fi
     formats+="${formats:+, }\\"$kind\\": {\\"file\\": \\"${file##*/}\\", \\"arch\\": \\"$arch\\","
     formats+=" \\"size\\": $(stat -c %s "$file"), \\"sha256\\": \\"$sha256\\"}"
   done
@@ -148,7 +150,7 @@ echo '{"modules": []}' >/build/out/driver.json
 echo "a licence" >/build/out/licence
 cp /build/in/kernelrelease /build/out/kernelrelease
 """,
-    "disk.sh": "cat /build/in/rootfs.tar /build/in/bzImage >/build/out/disk.qcow2\n",
+    "disk.sh": "cat /build/in/rootfs.tar /build/in/*Image >/build/out/disk.qcow2\n",
     "lab-boot.sh": """\
 cat /build/in/artifacts/*/launch/*/kvmqemu.sh >/dev/null
 finding='{"findings": [{"name": "all", "wanted": "fine", "got": "fine", "ok": true}]}'

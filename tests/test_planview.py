@@ -409,7 +409,7 @@ def generated(platform: str, root: Path = ROOT) -> dict[Path, str]:
     """The pages of a platform as they should be."""
     recipe, plan, table = ASKED.platforms[platform], ASKED.plans[platform], host_settings.load(ROOT)
     choices = host_settings.chosen(ROOT, platform, recipe, table)
-    command_line = host_settings.host_command_line(plan, table, choices)
+    command_line = host_settings.host_command_line(plan, table, choices, recipe.arch)
     return platformdoc.pages(root, platform, recipe, plan, command_line)
 
 

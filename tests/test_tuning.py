@@ -115,11 +115,11 @@ def test_every_setting_says_why_and_where_that_is_written() -> None:
 def test_what_trades_safety_is_off_unless_asked() -> None:
     """No platform that ships chooses anything, and nothing of a choice is set without it."""
     assert {name: p.choices for name, p in RECIPES.platforms.items() if p.choices} == {}
-    plain = settings.resolve(RECIPES.plans["canoe-pass"], TABLE, ())
+    plain = settings.resolve(RECIPES.plans["canoe-pass"], TABLE, (), "amd64")
     have = {(kind, s.name, s.value) for kind, each in plain.items() for s in each}
     assert ("sysctl", "kernel.sched_rt_runtime_us", "950000") in have
     for choice in TABLE.choices:
-        asked = settings.resolve(RECIPES.plans["canoe-pass"], TABLE, [choice])
+        asked = settings.resolve(RECIPES.plans["canoe-pass"], TABLE, [choice], "amd64")
         added = {(kind, s.name, s.value) for kind, each in asked.items() for s in each} - have
         assert added, choice
     text = json.dumps(document("canoe-pass"))
@@ -144,7 +144,9 @@ def test_a_choice_replaces_what_it_names(tmp_path: Path) -> None:
     ("choice", "parameter"), [("mitigations-off", "mitigations=off"), ("idle-poll", "idle=poll")]
 )
 def test_a_choice_may_add_a_parameter(choice: str, parameter: str) -> None:
-    assert parameter in [name for name, _ in host_command_line(RECIPES.plans["qemu-q35"], TABLE, [choice])]
+    assert parameter in [
+        name for name, _ in host_command_line(RECIPES.plans["qemu-q35"], TABLE, [choice], "amd64")
+    ]
 
 
 def test_a_host_without_high_resolution_timers_says_so_to_its_kernel_and_to_people(tmp_path: Path) -> None:
@@ -156,8 +158,8 @@ def test_a_host_without_high_resolution_timers_says_so_to_its_kernel_and_to_peop
     named = msgspec.structs.replace(without, choices=choices)
     assert settings.chosen(ROOT, "qemu-q35", named, TABLE) == choices
     plan = RECIPES.plans["qemu-q35"]
-    assert "highres=off" not in dict(host_command_line(plan, TABLE, ()))
-    assert "device" in dict(host_command_line(plan, TABLE, choices))["highres=off"]
+    assert "highres=off" not in dict(host_command_line(plan, TABLE, (), "amd64"))
+    assert "device" in dict(host_command_line(plan, TABLE, choices, "amd64"))["highres=off"]
     found = files(build(tmp_path, document("qemu-q35", choices=choices)))
     assert " highres=off" in found["etc/default/grub.d/50-virt-rt.cfg"]
     (told,) = json.loads(found["usr/share/virt-rt/plan.json"])["choices"]
@@ -194,7 +196,7 @@ def test_a_choice_that_does_not_exist_is_refused_with_its_line(checkout: Path) -
     assert caught.value.message == f"recipes/platforms/canoe-pass.toml:{line}: there is no choice x"
     assert all(name in caught.value.hint for name in TABLE.choices)
     with pytest.raises(UserError, match="there is no choice x"):
-        host_command_line(RECIPES.plans["canoe-pass"], TABLE, ["x"])
+        host_command_line(RECIPES.plans["canoe-pass"], TABLE, ["x"], "amd64")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +241,7 @@ def test_a_setting_without_a_reason_is_refused(checkout: Path) -> None:
 
 
 def parameters(plan: HostPlan) -> list[str]:
-    return [name for name, _ in host_command_line(plan, TABLE, ())]
+    return [name for name, _ in host_command_line(plan, TABLE, (), "amd64")]
 
 
 def on(topology: str, platform: str, **changes: Any) -> HostPlan:
@@ -1406,7 +1408,7 @@ def test_the_table_is_toml_that_a_person_can_sort() -> None:
 
 def test_the_stand_in_table_may_be_empty(tmp_path: Path) -> None:
     """Without a setting there is nothing but the pages in the command line."""
-    assert host_command_line(RECIPES.plans["qemu-q35"], Table(settings={}, choices={}), ()) == []
+    assert host_command_line(RECIPES.plans["qemu-q35"], Table(settings={}, choices={}), (), "amd64") == []
 
 
 # The page -------------------------------------------------------------------------------------------
