@@ -7,9 +7,7 @@ What else differs is data of recipes: fragments of a kernel's configuration (`ke
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
-
-import msgspec
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import UserError
 
@@ -235,8 +233,11 @@ ARCHITECTURES = {
 }
 
 
-#: One of them, by Debian's name.
-Arch = Annotated[str, msgspec.Meta(pattern=rf"\A({'|'.join(ARCHITECTURES)})\Z")]
+#: One of them, by Debian's name, in recipes.
+if TYPE_CHECKING:
+    Arch = str
+else:
+    Arch = Literal[tuple(ARCHITECTURES)]
 
 
 def architecture(name: str) -> Architecture:

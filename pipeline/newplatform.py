@@ -36,6 +36,8 @@ from pipeline.topology import PciDevice
 TEMPLATES = "recipes/templates/platform"
 #: What is copied before it is added to; all else of a checkout is only looked at.
 _CHANGED = ("recipes", "kernel-configs", "docs")
+#: The guest of which a new platform's is a variant, where its architecture is the same.
+_GUEST = "rt-guest"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
 #: Room for CPUs that a kernel has at least; NR_CPUS costs little below that.
 _NR_CPUS = 64
@@ -152,6 +154,7 @@ def _write(
         "arch": debian,
         "kernel_arch": ARCHITECTURES[debian].kernel,
         "machine_arch": known.arch,
+        "base_guest": _base_guest(project, debian),
         "topology": asked.topology or name,
         "release": known.release,
         "nr_cpus": max(_NR_CPUS, 1 << max(topology.cpus).bit_length()),
@@ -184,6 +187,15 @@ def _write(
     for template in ("host-config.j2", "guest-config.j2", "page.md.j2"):
         _add(copy / targets[template], render(template, variables))
     return Made(tuple(targets.values()), host, guest, tuple(remarks))
+
+
+def _base_guest(project: Project, arch: str) -> str:
+    """The guest of which the new platform's is a variant: one whose packages are locked for the architecture."""
+    asked = project.recipes
+    guests = (name for name in (_GUEST, *asked.guests) if name in asked.guests)
+    return next(
+        (each for each in guests if asked.platforms[asked.guests[each].platform].arch == arch), _GUEST
+    )
 
 
 def _renderer(copy: Path) -> Callable[[str, Mapping[str, Any]], str]:

@@ -351,6 +351,9 @@ def _lock_packages(standin: Standin) -> None:
         for name, guest in recipes.guests.items()
         if recipes.package_owner(name) == name
     }
+    arches = {
+        f"guest/{name}": recipes.platforms[guest.platform].arch for name, guest in recipes.guests.items()
+    }
     sets = []
     for set_name, request in requests.items():
         packages = []
@@ -358,13 +361,17 @@ def _lock_packages(standin: Standin) -> None:
             blob = store.add_bytes(f"{set_name} {package}".encode())
             packages.append(
                 locks.LockedPackage(
-                    name=package, version="1", arch="all", archive="debian",
-                    sha256=blob.digest, size=blob.size, path=f"pool/main/{package}_1_all.deb",
+                    name=package, version="1", arch=package.partition(":")[2] or "all", archive="debian",
+                    sha256=blob.digest, size=blob.size, path=f"pool/main/{package.replace(':', '_')}_1.deb",
                 )
             )  # fmt: skip
         sets.append(
             locks.PackageSet(
-                name=set_name, arch="amd64", suite="trixie", request=tuple(request), packages=tuple(packages)
+                name=set_name,
+                arch=arches.get(set_name, "amd64"),
+                suite="trixie",
+                request=tuple(request),
+                packages=tuple(packages),
             )
         )
     store.close()

@@ -38,7 +38,6 @@ ALLOWED = {
     "pipeline/labboard.py": "it runs alone; the lab's emulated host is one board",
     "pipeline/labhost.py": "the lab's emulated host is one board, and so is its console",
     "pipeline/project.py": "the name of the default platform",
-    "recipes/steps/disk.sh": "its table",
     "recipes/steps/lab-disk.sh": "its table; the lab's emulated host is one board",
 }
 
