@@ -90,10 +90,12 @@ def _command_line(commands: Mapping[str, Command]) -> str:
     parts = [
         "# Command line\n",
         _GENERATED,
-        "Every command of `doit` with its options, as `doit help COMMAND` has them. What they print, their exit\n"
-        "status and samples are in [commands](../commands.md).\n",
+        "Every command of `doit` with its options, as `doit help COMMAND` has them, and the tasks that have options\n"
+        "of their own, as `doit TASK --help` has them. What they print, their exit status and samples are in\n"
+        "[commands](../commands.md). All of them take `--source NAME=DIR`, see [local sources](../local-sources.md).\n",
         _table(
-            ("command", "does"), [(f"[`{name}`](#{name})", each.purpose) for name, each in commands.items()]
+            ("command", "does"),
+            [(f"[`{name}`](#{_anchor(name)})", each.purpose) for name, each in commands.items()],
         ),
     ]
     for name, each in commands.items():

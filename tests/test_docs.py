@@ -324,7 +324,7 @@ def test_every_command_is_described() -> None:
 def test_the_reference_is_what_commands_and_recipes_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """`doit reference` writes it again."""
     monkeypatch.chdir(ROOT)  # doit looks there for its table of commands
-    commands = HelpFace(cmds=DoitMain().get_cmds()).commands()
+    commands = HelpFace(cmds=DoitMain().get_cmds()).described()
     pages = reference.pages(commands)
     assert {path for path, text in pages.items() if (ROOT / path).read_text() != text} == set()
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs/reference").iterdir()} == set(pages)
