@@ -93,7 +93,7 @@ class Completion(HelpFace):
         commands = self.commands()
         topic = Command(HELP, "show what a command takes", "doit help COMMAND", (), ("TOPIC",), repeats=False)
         sources = sourcerecipe.load_recipes(project.root / "recipes" / "sources.toml")
-        names = {
+        names: dict[str, list[tuple[str, str]]] = {
             **self._tasks(),
             "TOPIC": [(name, each.purpose) for name, each in commands.items()],
             "PLATFORM": [(name, each.description) for name, each in recipes.platforms.items()],

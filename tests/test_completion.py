@@ -134,7 +134,11 @@ def test_options_are_those_of_the_command(table: completion.Table) -> None:
 
 def test_a_task_with_options_of_its_own_is_given_these(table: completion.Table) -> None:
     own = ["--share", "--ssh-port", "--keep", "--console", "--stopped", "--append", "--source", "--help"]
-    assert offered(table, "run:rt-guest", "--") == offered(table, "-n", "2", "run:rt-guest", "--keep", "-") == own
+    assert (
+        offered(table, "run:rt-guest", "--")
+        == offered(table, "-n", "2", "run:rt-guest", "--keep", "-")
+        == own
+    )
     assert offered(table, "run", "run:rt-guest", "--") == own
     assert offered(table, "plan", "run:rt-guest", "--") == ["--json", "--source", "--help"]  # that is plan's
     assert offered(table, "run:rt-guest", "--share", "") == [":directories"]
@@ -161,7 +165,9 @@ def test_a_command_that_is_typed_like_a_task_is_offered_as_one(table: completion
 
 def test_a_source_is_given_its_directory(table: completion.Table) -> None:
     assert offered(table, "--source", "li") == offered(table, "plan", "--source", "li") == ["linux-rt="]
-    assert list(completion.candidates(table, ["--source", "linux-rt=../l"])) == [(":directories", "linux-rt=")]
+    assert list(completion.candidates(table, ["--source", "linux-rt=../l"])) == [
+        (":directories", "linux-rt=")
+    ]
     with_it = ["--source", "linux-rt=../linux"]
     assert offered(table, *with_it, "gc", "--d") == ["--days", "--dry-run"]
     assert offered(table, *with_it, "run:rt-guest", "--st") == ["--stopped"]

@@ -160,7 +160,11 @@ class Terminal:
         # The stand-in's tiny builder has no locales, of which bash complains.
         out = "".join(line for line in done.stdout.splitlines(keepends=True) if " setlocale: " not in line)
         linux = self._project.root.parent / "linux"
-        for path, name in ((self._project.root, "virt-rt"), (self._project.cache, ".cache"), (linux, "linux")):
+        for path, name in (
+            (self._project.root, "virt-rt"),
+            (self._project.cache, ".cache"),
+            (linux, "linux"),
+        ):
             out = out.replace(str(path), f"/home/user/{name}")
         return out
 
