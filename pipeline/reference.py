@@ -6,6 +6,7 @@ Commands are read from their classes, recipes from the types that read them, the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -224,6 +225,8 @@ def _pattern(pattern: str) -> str:
     inner = pattern.removeprefix(r"\A").removeprefix("^").removesuffix(r"\Z").removesuffix("$")
     if not inner:
         return "text"
+    if choice := re.fullmatch(r"\(([\w-]+(?:\|[\w-]+)+)\)", inner):
+        return " or ".join(f"`{each}`" for each in choice[1].split("|"))
     return (
         f"text: {_PATTERNS.get(inner) or f'`{inner}`'}" if "`" not in inner or inner in _PATTERNS else "text"
     )
