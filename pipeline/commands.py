@@ -28,12 +28,17 @@ from pipeline.guesttasks import guest_task
 from pipeline.inputs import patches_of, source_name
 from pipeline.plan import State
 from pipeline.reporter import Reporter
-from pipeline.tasks import MEASURE, Session, guest_tasks, measure_summary, measured_platforms
+from pipeline.tasks import (
+    MEASURE,
+    TYPED_LIKE_TASKS,
+    Session,
+    guest_tasks,
+    measure_summary,
+    measured_platforms,
+)
 
 #: How many steps may be under way; the executor's own limits decide what really runs side by side.
 PARALLEL = 4
-#: Commands that take what they are about as a task's name does: `doit config:qemu-q35:guest`.
-TYPED_LIKE_TASKS = ("config",)
 
 
 class Run(DoitRun):  # type: ignore[misc]  # doit has no types
@@ -41,6 +46,7 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
 
     name = "run"
     doc_purpose = "make products (only what is stale)"
+    doc_usage = "[--source NAME=DIR]... [TASK...]"
 
     def __init__(self, cmds: Any = None, **others: Any) -> None:
         """Keep what doit makes a command with: another one may be meant."""

@@ -3,7 +3,7 @@
 Runs alone, as a file and with the standard library only: a shell asks it at every press of Tab, and has waited too
 long after 150 ms. `python -IS completion.py WORD...` gets the words after `doit`, the last of them as far as it is
 typed, and prints a line for each candidate: the word, a tab, what it is. A line `:files` or `:directories` says that
-paths would do, which the shell knows itself.
+paths would do, which the shell knows itself; behind its tab stands what is typed before the path, such as `linux-rt=`.
 
 What it knows is a table that `doit completion --table` makes of commands and recipes. It is kept in
 `artifacts/.completion.json` with a digest of the state of every file that it follows from, so a new guest is known at
@@ -65,7 +65,7 @@ def table_of(root: Path) -> Table | None:
     old: Table | None = None
     try:
         document = json.loads(kept.read_text())
-        if document["table"].keys() >= {"commands", "names", "variables"}:
+        if document["table"].keys() >= {"commands", "tasks", "everywhere", "names", "variables"}:
             old = document["table"]
         if document["state"] == state:
             return old
@@ -108,28 +108,50 @@ def candidates(table: Table, words: list[str]) -> Iterator[Candidate]:
     """What the last of the words can become; the others stand before it."""
     *before, typed = words
     commands, names = table["commands"], table["names"]
-    # variables may stand anywhere
-    before = [word for word in before if word.startswith("-") or "=" not in word]
-    given = before[0] if before and before[0] in commands else None
-    command = commands[given or "run"]
+    # variables may stand anywhere, and so may `--source NAME=DIR`
+    last = before[-1] if before else ""
+    before = _without_values(before, {flag for option in table["everywhere"] for flag in option["flags"]})
+    given: str | None = before[0] if before and before[0] in commands else None
+    command, before = commands[given or "run"], before[given is not None :]
+    if given in (None, "run"):
+        # what follows a task with options of its own is that task's
+        for at, word in enumerate(before):
+            kind, _, about = word.partition(":")
+            if about and kind in table["tasks"]:
+                given, command, before = word, table["tasks"][kind], before[at + 1 :]
+                break
     switches = {flag: option for option in command["options"] for flag in option["flags"]}
-    if before and (taking := switches.get(before[-1])) is not None and taking["takes"]:
+    for option in table["everywhere"]:
+        for flag in option["flags"]:
+            switches.setdefault(flag, option)  # a command may have one of that name itself
+    if (taking := switches.get(last)) is not None and taking["takes"]:
         yield from _named(names, taking["takes"], typed)
         return
-    if typed.startswith("-"):
-        for option in command["options"]:
-            yield from _matching([(flag, option["help"]) for flag in option["flags"]], typed)
+    if typed.startswith("-") and "--" not in before:
+        yield from _matching([(flag, option["help"]) for flag, option in switches.items()], typed)
         yield from _matching([("--help", "what the command does")] if given else [], typed)
         return
-    if not before:
+    if not before and given is None:
         yield from _matching([(name, each["purpose"]) for name, each in commands.items()], typed)
-    arguments = _arguments(before[given is not None :], switches)
+        yield from _matching(names["TYPED"], typed)
+    arguments = _arguments(before, switches)
     takes = command["takes"]
     if arguments < len(takes) or (takes and command["repeats"]):
         kind = takes[min(arguments, len(takes) - 1)]
         if kind == "TASK" and command is commands["run"]:
             yield from _variables(table, before, typed)
         yield from _named(names, kind, typed)
+
+
+def _without_values(before: list[str], switches: set[str]) -> list[str]:
+    """The words without variables, and without these options and what they take, `NAME=DIR`."""
+    left: list[str] = []
+    for word in before:
+        if "=" not in word or (word.startswith("-") and word.partition("=")[0] not in switches):
+            left.append(word)
+        elif left and left[-1] in switches:
+            left.pop()
+    return left
 
 
 def _arguments(before: list[str], switches: dict[str, Any]) -> int:
@@ -157,6 +179,17 @@ def _named(names: dict[str, list[Candidate]], kind: str, typed: str) -> Iterator
     """Names of a kind; of tasks the intermediate ones only when no product is meant."""
     if kind in _PATHS:
         yield _PATHS[kind], ""
+        return
+    if kind == "NAME=DIR":
+        name, given, _ = typed.partition("=")
+        if given:
+            yield ":directories", f"{name}="
+        else:
+            yield from _matching([(f"{each}=", what) for each, what in names["SOURCE"]], typed)
+        return
+    if "|" in kind:
+        for each in kind.split("|"):
+            yield from _named(names, each, typed)
         return
     found = list(_matching(names.get(kind, []), typed))
     if kind == "TASK" and not found:

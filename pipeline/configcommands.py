@@ -53,7 +53,7 @@ class ConfigCommand(Face):
     doc_purpose = (
         "edit a kernel's configuration in the kernel's own menu; the difference goes into its fragment"
     )
-    doc_usage = "PLATFORM:ROLE [--with nconfig] [--from FILE] [--set CONFIG_X=VALUE]..."
+    doc_usage = "PLATFORM:ROLE [--with MENU] [--from FILE] [--set CONFIG_X=VALUE]..."
     cmd_options = (
         {
             "name": "set",
@@ -173,6 +173,7 @@ class ConfigDiff(Face):
     name = "configdiff"
     doc_purpose = "tell in words what differs between two kernel configurations"
     doc_usage = "A B [--json]"
+    doc_takes = ("PLATFORM:ROLE|PLATFORM|FILE",) * 2
     cmd_options = (JSON_OPTION,)
 
     def parse_execute(self, in_args: list[str]) -> int:

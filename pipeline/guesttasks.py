@@ -32,10 +32,9 @@ PATIENCE, ANSWER = 300.0, 2.0
 
 def guest_task(args: list[str], make: Make) -> GuestTask | None:
     """The task about a guest that these arguments of `doit run` ask for, if they do."""
-    kinds: dict[str, type[GuestTask]] = {RUN: RunGuest, SSH: SshGuest, GDB: GdbGuest}
     for at, name in enumerate(args):
         kind, colon, guest = name.partition(":")
-        if not colon or kind not in kinds:
+        if not colon or kind not in GUEST_TASKS:
             continue
         known = session().project.recipes.guests
         if guest not in known:
@@ -44,7 +43,7 @@ def guest_task(args: list[str], make: Make) -> GuestTask | None:
         before = args[:at]
         if any(not each.startswith("-") and not each.isdigit() for each in before):
             raise UserError(f"{name} stands alone: it takes the terminal", f"write: doit {name}")
-        return kinds[kind](guest, typed_after(name, args), before, make)
+        return GUEST_TASKS[kind](guest, typed_after(name, args), before, make)
     return None
 
 
@@ -215,7 +214,7 @@ class GdbGuest(GuestTask):
 
     kind = GDB
     doc_purpose = "debug the guest's kernel while it runs; the status is gdb's"
-    doc_usage = "[--run NAME] [-- ARGUMENTS FOR gdb]"
+    doc_usage = "[--run NAME] [-- ARGUMENTS...]"
     doc_description = "The guest is stopped meanwhile, and goes on when gdb quits."
     cmd_options = (WHICH,)
 
@@ -231,6 +230,10 @@ class GdbGuest(GuestTask):
             )
         target = f"target remote {run.directory / guestrecord.GDB}"
         become(["gdb", "-q", str(kernel), "-ex", target, *args], "gdb")
+
+
+#: By the word before the guest's name.
+GUEST_TASKS: dict[str, type[GuestTask]] = {each.kind: each for each in (RunGuest, SshGuest, GdbGuest)}
 
 
 def _greets(port: int) -> bool:

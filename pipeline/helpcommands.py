@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.face import Face, Option, session
+from pipeline.face import SOURCE_OPTION, Face, Option, session
 from pipeline.files import write_atomically
-from pipeline.tasks import MEASURE, tasks
-from pipeline.usage import Command, command_of
+from pipeline.guesttasks import GUEST_TASKS
+from pipeline.tasks import MEASURE, TYPED_LIKE_TASKS, tasks
+from pipeline.usage import Command, command_of, option_of
 
 SCRIPTS = Path(__file__).resolve().parent / "completions"
 #: Of doit's own commands, the one that is of use here.
 HELP = "help"
+#: Among the names: commands that are typed like tasks, with what they are about.
+TYPED = "TYPED"
+SOURCE_FLAG = f"--{SOURCE_OPTION['long']}"
 
 
 def _switch(name: str, text: str) -> Option:
@@ -41,6 +45,16 @@ class HelpFace(Face):
             for name, kind in sorted(kinds.items())
             if kind.__module__.partition(".")[0] == __name__.partition(".")[0]
         }
+
+    def described(self) -> dict[str, Command]:
+        """The commands, and the tasks with options of their own, as they are typed: `run:GUEST`."""
+        commands = self.commands()
+        for name in TYPED_LIKE_TASKS:
+            usage = commands[name].usage
+            as_task = usage.replace(f"doit {name} ", f"doit {name}:", 1)
+            commands[name] = dataclasses.replace(commands[name], usage=f"{usage}\n{as_task}")
+        guests = [command_of(f"{kind}:GUEST", each) for kind, each in GUEST_TASKS.items()]
+        return dict(sorted([*commands.items(), *((each.name, each) for each in guests)]))
 
 
 class Completion(HelpFace):
@@ -67,22 +81,31 @@ class Completion(HelpFace):
         print(text, end="")
 
     def _table(self) -> dict[str, Any]:
-        """Commands with their options, the names of all that they take, and the variables of tasks.
+        """Commands and tasks with their options, the names of all that they take, and the variables of tasks.
 
         A new guest has no lock yet, and without it there is no graph: `TASK` and `STEP` are left out then.
         """
-        from pipeline import measuring, sourcerecipe  # printing a script does without
+        from pipeline import kernelconfig, measuring, sourcerecipe  # printing a script does without
+        from pipeline.contract import ROLES
 
         project = session().project
         recipes = project.recipes
         commands = self.commands()
         topic = Command(HELP, "show what a command takes", "doit help COMMAND", (), ("TOPIC",), repeats=False)
         sources = sourcerecipe.load_recipes(project.root / "recipes" / "sources.toml")
-        names = {
+        names: dict[str, list[tuple[str, str]]] = {
             **self._tasks(),
             "TOPIC": [(name, each.purpose) for name, each in commands.items()],
             "PLATFORM": [(name, each.description) for name, each in recipes.platforms.items()],
             "GUEST": [(name, each.description) for name, each in recipes.guests.items()],
+            "PLATFORM:ROLE": [
+                (f"{name}:{role}", f"the {role} kernel of {name}")
+                for name in recipes.platforms
+                for role in ROLES
+            ],
+            "ROLE": [(role, f"the {role}'s") for role in ROLES],
+            "MENU": [(name, "a menu of the kernel") for name in kernelconfig.MENUS],
+            "SOURCE": [(name, each.description) for name, each in sources.items()],
             "TOPOLOGY": [(name, each.description) for name, each in recipes.topologies.items()],
             "CHANNEL": [(name, "a channel") for name in project.release.repository.channels],
             "LOCKED": [
@@ -92,9 +115,17 @@ class Completion(HelpFace):
             ],
             "SHELL": [(name, f"completion for {name}") for name in self._shells()],
         }
+        own = {kind: command_of(kind, each) for kind, each in GUEST_TASKS.items()}
+        typed = []
+        for name in TYPED_LIKE_TASKS:
+            about, *rest = commands[name].takes
+            own[name] = dataclasses.replace(commands[name], takes=tuple(rest))
+            typed += [(f"{name}:{each}", commands[name].purpose) for each, _ in names[about]]
         return {
             "commands": {each.name: dataclasses.asdict(each) for each in (*commands.values(), topic)},
-            "names": names,
+            "tasks": {kind: dataclasses.asdict(each) for kind, each in own.items()},
+            "everywhere": [dataclasses.asdict(option_of(SOURCE_OPTION, {SOURCE_FLAG: "NAME=DIR"}))],
+            "names": {**names, TYPED: typed},
             "variables": {MEASURE: measuring.VARIABLES},
         }
 
@@ -130,7 +161,7 @@ class Reference(HelpFace):
         if args:
             raise UserError("doit reference takes nothing", "doit reference")
         root = session().project.root
-        for path, content in reference.pages(self.commands()).items():
+        for path, content in reference.pages(self.described()).items():
             place = root / path
             if not place.is_file() or place.read_text() != content:
                 write_atomically(place, content.encode())

@@ -6,6 +6,7 @@ Commands are read from their classes, recipes from the types that read them, the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,10 +91,12 @@ def _command_line(commands: Mapping[str, Command]) -> str:
     parts = [
         "# Command line\n",
         _GENERATED,
-        "Every command of `doit` with its options, as `doit help COMMAND` has them. What they print, their exit\n"
-        "status and samples are in [commands](../commands.md).\n",
+        "Every command of `doit` with its options, as `doit help COMMAND` has them, and the tasks that have options\n"
+        "of their own, as `doit TASK --help` has them. What they print, their exit status and samples are in\n"
+        "[commands](../commands.md). All of them take `--source NAME=DIR`, see [local sources](../local-sources.md).\n",
         _table(
-            ("command", "does"), [(f"[`{name}`](#{name})", each.purpose) for name, each in commands.items()]
+            ("command", "does"),
+            [(f"[`{name}`](#{_anchor(name)})", each.purpose) for name, each in commands.items()],
         ),
     ]
     for name, each in commands.items():
@@ -222,6 +225,8 @@ def _pattern(pattern: str) -> str:
     inner = pattern.removeprefix(r"\A").removeprefix("^").removesuffix(r"\Z").removesuffix("$")
     if not inner:
         return "text"
+    if choice := re.fullmatch(r"\(([\w-]+(?:\|[\w-]+)+)\)", inner):
+        return " or ".join(f"`{each}`" for each in choice[1].split("|"))
     return (
         f"text: {_PATTERNS.get(inner) or f'`{inner}`'}" if "`" not in inner or inner in _PATTERNS else "text"
     )

@@ -30,6 +30,8 @@ from pipeline.project import DEFAULT_PLATFORM, Project
 MEASURE = "measure"
 #: The tasks about a guest that runs from this checkout: it is started, logged into, debugged.
 RUN, SSH, GDB = "run", "ssh", "gdb"
+#: Commands that take what they are about as a task's name does: `doit config:qemu-q35:guest`.
+TYPED_LIKE_TASKS = ("config",)
 
 
 class Memory:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 #: Of a usage: an option and what it takes, or what stands by itself; `[TASK...]` may be repeated.
-_WORD = re.compile(r"(?P<flag>--?[a-z][\w-]*)?[ =]?\b(?P<takes>[A-Z]{2,}(?:[|/][A-Z]+)*)\b(?P<more>\.\.\.)?")
+_WORD = re.compile(
+    r"(?:(?P<flag>--?[a-z][\w-]*)[ =](?:[a-z]+\|)*)?"
+    r"\b(?P<takes>[A-Z][A-Z_]+(?:[|:=@][A-Z]+)*)\b(?P<more>\.\.\.)?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,10 @@ class Command:
 
 
 def command_of(name: str, kind: Any) -> Command:
-    """Read the class of a command: its purpose, its usage and its table of options."""
+    """Read the class of a command: its purpose, its usage and its table of options.
+
+    `doc_takes` of the class has what its arguments are where the usage has letters for them: `A B`.
+    """
     usage: str = kind.doc_usage
     words = list(_WORD.finditer(usage))
     by_itself = [word for word in words if word["flag"] is None]
@@ -42,13 +48,13 @@ def command_of(name: str, kind: Any) -> Command:
         name=name,
         purpose=kind.doc_purpose,
         usage=" ".join(["doit", name, *usage.split()]),
-        options=tuple(_option_of(option, named) for option in kind.cmd_options),
-        takes=tuple(word["takes"].partition("/")[0] for word in by_itself),  # doit has TASK/TARGET
+        options=tuple(option_of(option, named) for option in kind.cmd_options),
+        takes=getattr(kind, "doc_takes", tuple(word["takes"] for word in by_itself)),
         repeats=bool(by_itself) and by_itself[-1]["more"] is not None,
     )
 
 
-def _option_of(option: dict[str, Any], named: dict[str, str]) -> Option:
+def option_of(option: dict[str, Any], named: dict[str, str]) -> Option:
     """One entry of a table of options; `named` has what the usage says that each of them takes."""
     short, long = option.get("short", ""), option.get("long", "")
     flags = tuple([f"-{short}"] * bool(short) + [f"--{long}"] * bool(long))
@@ -64,4 +70,4 @@ def _option_of(option: dict[str, Any], named: dict[str, str]) -> Option:
 
 
 #: What is named, where a usage says NAME.
-_NAMES = {"topology": "TOPOLOGY", "update": "LOCKED"}
+_NAMES = {"topology": "TOPOLOGY", "update": "LOCKED", "source": "SOURCE"}

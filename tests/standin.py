@@ -38,7 +38,8 @@ esac
   for fragment in $FRAGMENTS; do grep -e '^CONFIG_' -e ' is not set$' "/build/in/kernel-configs/$fragment" || true; done
 } >/build/out/config
 for target in $KERNEL_TARGETS; do
-  if [[ $target != modules ]]; then cat /build/in/source/main.c /build/in/kernel-configs/*/*-config >"/build/out/$target"; fi
+  if [[ $target == modules ]]; then continue; fi
+  cat /build/in/source/main.c /build/in/kernel-configs/*/*-config >"/build/out/$target"
 done
 echo 0000 >/build/out/System.map
 echo 6.12.1-rt-"$ROLE-${ACTION_KEY:0:12}" >/build/out/kernelrelease

@@ -20,6 +20,8 @@ from pipeline.project import Project
 
 ROOT = Path(__file__).resolve().parent.parent
 GUEST = "recipes/guests/rt-guest.toml"
+PLATFORMS = sorted(path.stem for path in (ROOT / "recipes/platforms").glob("*.toml"))
+IMAGES = sorted(f"image:{path.stem}" for path in (ROOT / "recipes/guests").glob("*.toml"))
 
 
 @pytest.fixture
@@ -102,31 +104,75 @@ def test_every_task_that_doit_lists_is_offered(table: completion.Table) -> None:
 
 
 def test_a_command_is_given_what_its_usage_names(table: completion.Table) -> None:
-    platforms, topologies = ["canoe-pass", "qemu-q35"], "canoe-pass-single-socket"
-    assert offered(table, "cpuplan", "") == platforms
+    assert offered(table, "cpuplan", "") == PLATFORMS
     assert offered(table, "cpuplan", "canoe-pass", "") == []
-    assert topologies in offered(table, "cpuplan", "canoe-pass", "--topology", "")
+    assert "canoe-pass-single-socket" in offered(table, "cpuplan", "canoe-pass", "--topology", "")
     assert offered(table, "publish", "--channel", "s") == ["stable"]
-    assert offered(table, "publish", "--platform", "q") == ["qemu-q35"]
+    assert offered(table, "publish", "--platform", "qemu-q") == ["qemu-q35"]
     assert offered(table, "publish", "--platform", "qemu-q35", "") == [":directories"]
     assert offered(table, "promote", "--from", "") == ["testing", "stable"]
-    assert offered(table, "lock", "-u", "guest/") == ["guest/canoe-guest", "guest/rt-guest"]
+    assert offered(table, "lock", "-u", "guest/canoe-g") == ["guest/canoe-guest"]
     assert offered(table, "lock", "--update", "linux") == ["linux-rt"]
     assert offered(table, "verify-release", "x", "--key", "") == [":files"]
     assert offered(table, "report", "") == [":directories"]
     assert offered(table, "completion", "") == ["bash", "fish", "zsh"]
-    assert offered(table, "plan", "boot:qemu-q35", "lab:q") == ["lab:qemu-q35"]  # more than one
-    assert offered(table, "why", "boot:qemu-q35", "lab:q") == []  # one only
+    assert offered(table, "plan", "boot:qemu-q35", "lab:qemu-q") == ["lab:qemu-q35"]  # more than one
+    assert offered(table, "why", "boot:qemu-q35", "lab:qemu-q") == []  # one only
     assert offered(table, "gc", "--days", "") == offered(table, "list", "") == []
     assert offered(table, "help", "cpu") == ["cpuplan"]
 
 
 def test_options_are_those_of_the_command(table: completion.Table) -> None:
-    assert offered(table, "cpuplan", "--") == ["--topology", "--json", "--svg", "--doc", "--help"]
+    assert offered(table, "cpuplan", "--") == [
+        "--topology", "--json", "--svg", "--doc", "--source", "--help",
+    ]  # fmt: skip
     assert offered(table, "gc", "--d") == ["--days", "--dry-run"]
     assert offered(table, "-") == offered(table, "run", "-")[:-1] == [
-        "-c", "--continue", "-n", "--process", "-s", "--single",
+        "-c", "--continue", "-n", "--process", "-s", "--single", "--source",
     ]  # fmt: skip
+
+
+def test_a_task_with_options_of_its_own_is_given_these(table: completion.Table) -> None:
+    own = ["--share", "--ssh-port", "--keep", "--console", "--stopped", "--append", "--source", "--help"]
+    assert (
+        offered(table, "run:rt-guest", "--")
+        == offered(table, "-n", "2", "run:rt-guest", "--keep", "-")
+        == own
+    )
+    assert offered(table, "run", "run:rt-guest", "--") == own
+    assert offered(table, "plan", "run:rt-guest", "--") == ["--json", "--source", "--help"]  # that is plan's
+    assert offered(table, "run:rt-guest", "--share", "") == [":directories"]
+    assert offered(table, "run:rt-guest", "--console", "") == [":files"]
+    assert offered(table, "run:rt-guest", "") == []  # it stands alone
+    assert offered(table, "ssh:rt-guest", "--") == ["--run", "--config", "--source", "--help"]
+    assert offered(table, "gdb:rt-guest", "--r") == ["--run"]
+    assert offered(table, "gdb:rt-guest", "--", "-") == []  # gdb's
+
+
+def test_a_command_that_is_typed_like_a_task_is_offered_as_one(table: completion.Table) -> None:
+    kernels = ["qemu-q35:host", "qemu-q35:guest"]
+    assert offered(table, "config:qemu-q") == [f"config:{kernel}" for kernel in kernels]
+    assert offered(table, "config", "qemu-q") == kernels
+    for typed in (("config:qemu-q35:guest",), ("config", "qemu-q35:guest")):
+        assert offered(table, *typed, "--") == ["--set", "--with", "--from", "--source", "--help"]
+        assert offered(table, *typed, "--with", "") == ["menuconfig", "nconfig"]
+        assert offered(table, *typed, "--set", "CONFIG_X=y", "--fr") == ["--from"]
+        assert offered(table, *typed, "") == []
+    both = [*kernels, "qemu-q35", ":files"]
+    assert offered(table, "configdiff", "qemu-q") == offered(table, "configdiff", "x", "qemu-q") == both
+    assert offered(table, "configdiff", "x", "y", "") == []
+
+
+def test_a_source_is_given_its_directory(table: completion.Table) -> None:
+    assert offered(table, "--source", "li") == offered(table, "plan", "--source", "li") == ["linux-rt="]
+    assert list(completion.candidates(table, ["--source", "linux-rt=../l"])) == [
+        (":directories", "linux-rt=")
+    ]
+    with_it = ["--source", "linux-rt=../linux"]
+    assert offered(table, *with_it, "gc", "--d") == ["--days", "--dry-run"]
+    assert offered(table, *with_it, "run:rt-guest", "--st") == ["--stopped"]
+    assert offered(table, "cpuplan", *with_it, "qemu-q") == ["qemu-q35"]
+    assert offered(table, *with_it, "kernel:qemu-q35:g") == ["kernel:qemu-q35:guest"]
 
 
 def test_a_measurement_is_given_its_variables(table: completion.Table) -> None:
@@ -144,25 +190,26 @@ def test_it_is_soon(checkout: Path) -> None:
     for _ in range(7):
         began = time.perf_counter()
         assert ask(checkout, "kernel:") == [
-            f"kernel:{p}:{r}" for p in ("canoe-pass", "qemu-q35") for r in ("host", "guest")
+            f"kernel:{platform}:{role}" for platform in PLATFORMS for role in ("host", "guest")
         ]
         taken.append(time.perf_counter() - began)
     assert min(taken) < 0.15
 
 
 def test_it_follows_the_recipes(checkout: Path) -> None:
-    assert ask(checkout, "image:") == ["image:canoe-guest", "image:rt-guest"]
+    assert ask(checkout, "image:") == IMAGES
     kept = (checkout / "artifacts" / completion.FILE).read_text()
-    (checkout / "recipes/guests/canoe-guest.toml").rename(checkout / "canoe-guest")
-    (checkout / "recipes/platforms/canoe-pass.toml").unlink()
+    for name in ("guests/canoe-guest", "guests/canoe-single-guest", "platforms/canoe-pass"):
+        (checkout / f"recipes/{name}.toml").unlink()
+    (checkout / "recipes/platforms/canoe-pass-single-socket.toml").unlink()
     drivers = checkout / "recipes/drivers"
     for driver in drivers.glob("*.toml"):
         driver.write_text(driver.read_text().replace(', "canoe-pass"', "").replace('"canoe-pass", ', ""))
-    assert ask(checkout, "image:") == ["image:rt-guest"]
-    assert ask(checkout, "cpuplan", "") == ["qemu-q35"]
+    assert ask(checkout, "image:") == [image for image in IMAGES if "canoe" not in image]
+    assert ask(checkout, "cpuplan", "") == [platform for platform in PLATFORMS if "canoe" not in platform]
     # what is broken leaves the last table, and is not kept
     (checkout / GUEST).write_text("vcpus = ")
-    assert ask(checkout, "image:") == ["image:rt-guest"]
+    assert ask(checkout, "image:") == [image for image in IMAGES if "canoe" not in image]
     # a state that was there before, to the byte
     assert (checkout / "artifacts" / completion.FILE).read_text() != kept
     assert list((checkout / "artifacts").glob(f"{completion.FILE}.*")) == []
@@ -172,7 +219,7 @@ def test_a_table_that_is_damaged_is_made_anew(checkout: Path) -> None:
     ask(checkout, "")
     for damage in ("[]", '{"state": 1, "table": {}}'):
         (checkout / "artifacts" / completion.FILE).write_text(damage)
-        assert ask(checkout, "image:") == ["image:canoe-guest", "image:rt-guest"]
+        assert ask(checkout, "image:") == IMAGES
 
 
 def test_an_unknown_shell_is_refused() -> None:
@@ -246,9 +293,15 @@ def test_a_real_shell_completes(shell: str, checkout: Path) -> None:
         assert keyboard.completed("doit cpuplan canoe-pass --top") == "doit cpuplan canoe-pass --topology"
         assert keyboard.completed("doit measure:canoe-pass TARG") == "doit measure:canoe-pass TARGET="
         assert keyboard.completed("doit verify-release some").startswith("doit verify-release some where")
+        assert keyboard.completed("doit run:rt-guest --sha") == "doit run:rt-guest --share"
+        assert keyboard.completed("doit config:qemu-q35:g") == "doit config:qemu-q35:guest"
+        assert keyboard.completed("doit --source linux") == "doit --source linux-rt="
+        # zsh takes the slash back when Home is pressed
+        found = keyboard.completed("doit --source linux-rt=some").removesuffix("/")
+        assert found == "doit --source linux-rt=some where"
         add_guest(checkout, "brand-new")
         assert keyboard.completed("doit lock -u guest/br") == "doit lock -u guest/brand-new"
-        assert keyboard.completed("doit image:rt") == "doit image:rt-guest"  # those there were
+        assert keyboard.completed("doit image:canoe-g") == "doit image:canoe-guest"  # those there were
         lock_guest(checkout, "brand-new")
         assert keyboard.completed("doit image:br") == "doit image:brand-new"
     finally:

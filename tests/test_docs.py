@@ -93,17 +93,22 @@ def with_block(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Standin:
-    """A stand-in project of which everything is made."""
+    """A stand-in project under git, of which everything is made."""
     directory = tmp_path_factory.mktemp("documented")
     (directory / "rootfs").mkdir()
     made = standin.make(directory, tiny_rootfs(directory / "rootfs"))
+    shutil.copy(ROOT / ".gitignore", made.root)
+    standin.git(made.root, "init", "-q")
+    standin.git(made.root, "add", ".")
+    standin.git(made.root, "commit", "-qm", "a checkout")
     assert made.doit().status == 0
     return made
 
 
 @pytest.fixture
 def project(template: Standin, tmp_path: Path) -> Standin:
-    """A copy for one page, its cache and its artifacts included."""
+    """A copy for one page, its cache and its artifacts included, and beside it the user's own clone of linux."""
+    standin.make_repository(tmp_path / "linux", "mine", main="int linux;\n")
     shutil.copytree(template.cache, tmp_path / "cache")
     shutil.copytree(template.root, tmp_path / "checkout", symlinks=True)
     return Standin(tmp_path / "checkout", tmp_path / "cache")
@@ -154,7 +159,12 @@ class Terminal:
         self._status = done.returncode
         # The stand-in's tiny builder has no locales, of which bash complains.
         out = "".join(line for line in done.stdout.splitlines(keepends=True) if " setlocale: " not in line)
-        for path, name in ((self._project.root, "virt-rt"), (self._project.cache, ".cache")):
+        linux = self._project.root.parent / "linux"
+        for path, name in (
+            (self._project.root, "virt-rt"),
+            (self._project.cache, ".cache"),
+            (linux, "linux"),
+        ):
             out = out.replace(str(path), f"/home/user/{name}")
         return out
 
@@ -324,7 +334,7 @@ def test_every_command_is_described() -> None:
 def test_the_reference_is_what_commands_and_recipes_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """`doit reference` writes it again."""
     monkeypatch.chdir(ROOT)  # doit looks there for its table of commands
-    commands = HelpFace(cmds=DoitMain().get_cmds()).commands()
+    commands = HelpFace(cmds=DoitMain().get_cmds()).described()
     pages = reference.pages(commands)
     assert {path for path, text in pages.items() if (ROOT / path).read_text() != text} == set()
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs/reference").iterdir()} == set(pages)

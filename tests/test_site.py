@@ -111,6 +111,7 @@ def small(directory: Path) -> Path:
     docs = directory / "docs"
     docs.mkdir()
     shutil.copy(DOCS / "conf.py", docs)
+    shutil.copytree(DOCS / "_static", docs / "_static")
     (docs / "index.md").write_text("# Index\n\n## One user\n\n[other](other.md), [a part](other.md#a-part)\n")
     (docs / "other.md").write_text("# Other\n\n## A part\n")
     return docs
@@ -131,6 +132,9 @@ def test_pages_are_no_wider_than_a_telephone(site: Path, tmp_path: Path) -> None
         "index.html",
         "quick-start.html",
         "howto/measurer.html",
+        "howto/kernel-developer.html",
+        "running-guests.html",
+        "reference/command-line.html",
         "reference/recipes.html",
         "classic-howto.html",
     ]

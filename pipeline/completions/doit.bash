@@ -3,7 +3,7 @@
 
 _virt_rt_doit() {
   local root=@ROOT@ python=@PYTHON@ line=${COMP_LINE:0:COMP_POINT}
-  local current value _ beside=''
+  local current value what beside=''
   local -a words
   # bash takes colons and equals signs for ends of words; a task's name has colons
   read -ra words <<<"$line"
@@ -19,11 +19,12 @@ _virt_rt_doit() {
   # only what follows the last of these is replaced
   [[ $current == *[:=]* ]] && beside=${current%"${current##*[:=]}"}
   COMPREPLY=()
-  while IFS=$'\t' read -r value _; do
+  while IFS=$'\t' read -r value what; do
     case $value in
       :files | :directories)
         compopt -o filenames
-        mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -"${value:1:1}" -- "$current")
+        # what stands before a path ends in an equals sign, and is not replaced
+        mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -"${value:1:1}" -- "${current#"$what"}")
         ;;
       *) COMPREPLY+=("${value#"$beside"}") ;;
     esac

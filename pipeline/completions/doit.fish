@@ -16,11 +16,17 @@ function __virt_rt_doit
         set python $root/.venv/bin/python
     end
     for line in ($python -IS $root/pipeline/completion.py $words[2..] "$current" 2>/dev/null)
-        switch $line
+        # what stands before a path is not part of it
+        set -l parts (string split -m 1 \t -- $line)
+        switch $parts[1]
             case ':files'
                 __fish_complete_path "$current"
             case ':directories'
-                __fish_complete_directories "$current" ''
+                set -l before "$parts[2]"
+                set -l path (string sub -s (math 1 + (string length -- "$before")) -- "$current")
+                for directory in (__fish_complete_directories "$path" '')
+                    echo $before$directory
+                end
             case '*'
                 echo $line
         end
