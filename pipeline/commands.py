@@ -22,7 +22,7 @@ from pipeline.tasks import MEASURE, Session, measure_summary, measured_platforms
 #: How many steps may be under way; the executor's own limits decide what really runs side by side.
 PARALLEL = 4
 #: Commands that take what they are about as a task's name does: `doit config:qemu-q35:guest`.
-TYPED_LIKE_TASKS = ("config",)
+TYPED_LIKE_TASKS = ("bisect", "config")
 
 
 class Run(DoitRun):  # type: ignore[misc]  # doit has no types
