@@ -21,6 +21,8 @@ from pipeline.tasks import MEASURE, Session, measure_summary, measured_platforms
 
 #: How many steps may be under way; the executor's own limits decide what really runs side by side.
 PARALLEL = 4
+#: Commands that take what they are about as a task's name does: `doit config:qemu-q35:guest`.
+TYPED_LIKE_TASKS = ("bisect", "config")
 
 
 class Run(DoitRun):  # type: ignore[misc]  # doit has no types
@@ -29,8 +31,17 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
     name = "run"
     doc_purpose = "make products (only what is stale)"
 
+    def __init__(self, cmds: Any = None, **options: Any) -> None:
+        """`cmds` are all commands, by name."""
+        super().__init__(cmds=cmds, **options)
+        self.commands = cmds
+
     def parse_execute(self, in_args: list[str]) -> int:
-        """Everything, the loading of dodo.py included, under one guard."""
+        """Everything, the loading of dodo.py included, under one guard; some commands are typed like tasks."""
+        verb, _, rest = (in_args or [""])[0].partition(":")
+        if rest and verb in TYPED_LIKE_TASKS:
+            command = self.commands.get_plugin(verb)(config=self.config, bin_name=self.bin_name)
+            return int(command.parse_execute([rest, *in_args[1:]]))
         return guarded(lambda: super(Run, self).parse_execute(in_args))
 
     cmd_options = (opt_continue, opt_num_process, opt_single)

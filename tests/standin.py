@@ -33,13 +33,31 @@ case $(cat /build/in/kernel-configs/*/host-config /build/in/kernel-configs/*/gue
 *BROKEN*) echo "error: BROKEN does not compile"; exit 1 ;;
 *REFUSED*) echo "error: REFUSED is not to be had"; exit 2 ;;
 esac
+if grep SYNTAX /build/in/source/main.c; then echo "error: main.c does not compile"; exit 1; fi
 cat /build/in/source/main.c /build/in/kernel-configs/*/*-config >/build/out/bzImage
-cp /build/out/bzImage /build/out/config
+{
+  echo "# Linux/x86_64 6.12.1 Kernel Configuration"
+  for fragment in $FRAGMENTS; do grep -e '^CONFIG_' -e ' is not set$' "/build/in/kernel-configs/$fragment" || true; done
+} >/build/out/config
 echo 0000 >/build/out/System.map
 echo 6.12.1-rt-"$ROLE-${ACTION_KEY:0:12}" >/build/out/kernelrelease
 mkdir -p /build/out/modules/lib /build/out/headers
 cp /build/out/config /build/out/modules/lib/one.ko
 cp /build/out/config /build/out/headers/Makefile
+""",
+    # Takes every setting, but for one that breaks the contract; slowly, when it is told so.
+    "kernel-config.sh": """\
+own=/build/in/kernel-configs/${FRAGMENTS##* }
+echo "merging"
+cat "$own" /build/in/settings >/build/out/fragment
+cp /build/out/fragment /build/out/config
+if grep -q PREEMPT_RT /build/in/settings; then
+  echo "CONFIG_PREEMPT_RT: wanted y, got n"
+  exit 2
+fi
+if grep -q SLOW /build/in/settings; then sleep 3; fi
+changes=$(sed 's/CONFIG_\\(.*\\)=\\(.*\\)/["\\1", "n", "\\2"],/' /build/in/settings)
+echo "{\\"asked\\": [${changes%,}], \\"implied\\": []}" >/build/out/changes.json
 """,
     "qemu.sh": """\
 mkdir -p /build/out/{bin,libexec,share}
@@ -134,6 +152,7 @@ cp /build/in/kernelrelease /build/out/kernelrelease
     "disk.sh": "cat /build/in/rootfs.tar /build/in/bzImage >/build/out/disk.qcow2\n",
     "lab-boot.sh": """\
 cat /build/in/artifacts/*/launch/*/kvmqemu.sh >/dev/null
+if grep PANIC /build/in/artifacts/*/kernel/guest/bzImage; then echo "error: the guest does not boot"; exit 1; fi
 finding='{"findings": [{"name": "all", "wanted": "fine", "got": "fine", "ok": true}]}'
 guests=''
 for guest in /build/in/artifacts/*/launch/*/; do
