@@ -39,6 +39,10 @@ class History(Mirror):
         """Whether there is a history between two commits."""
         return self._ask("merge-base", good, bad) is not None
 
+    def precedes(self, first: str, second: str) -> bool:
+        """Whether a commit is an ancestor of another one."""
+        return self._ask("merge-base", "--is-ancestor", first, second) is not None
+
     def start(self, good: str, bad: str) -> None:
         """Begin; nothing is tested yet."""
         self._git("update-ref", "--no-deref", "HEAD", bad)
@@ -59,6 +63,11 @@ class History(Mirror):
             return found[1], ()
         if "only 'skip'ped commits left" in done.stdout:
             return None, tuple(re.findall(r"^([0-9a-f]{40})$", done.stdout, re.MULTILINE))
+        if "The merge base" in done.stderr + done.stdout and verdict == "bad":
+            raise UserError(
+                f"{commit[:12]}, where the two histories part, is bad: what is good was mended since",
+                "name a --good that --bad has in its history",
+            )
         if done.returncode:
             raise InternalError(f"git bisect {verdict} failed: {(done.stderr or done.stdout).strip()}")
         return None, ()
@@ -145,6 +154,11 @@ def history_between(
         )
     if ends[0] == ends[1]:
         raise UserError(f"{good} and {bad} are the same commit", "name two")
+    if history.precedes(ends[1], ends[0]):
+        raise UserError(
+            f"--bad {bad} comes before --good {good}",
+            "swap them; to find what mended something, give a command as --test that fails when it works",
+        )
     return history, ends[0], ends[1]
 
 

@@ -13,7 +13,9 @@ the lock pinned it. An interrupted bisection goes on where it was.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -36,8 +38,16 @@ from pipeline.graph import Graph
 from pipeline.inputs import TREE, source_name
 from pipeline.store import Store
 
+#: What a compiler, an assembler or a linker says when it is this machine that is at fault.
+_STARVED = re.compile(
+    rb"Killed signal terminated program|No space left on device|(?:out of|allocate) memory|memory exhausted"
+)
 SKIP = 125
 """The exit status by which a command says that a commit cannot be tested, as for `git bisect run`."""
+
+
+class UnpatchedError(UserError):
+    """The project's own patches are not for a commit."""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,26 +199,24 @@ class Bisection:
     def _test(self, commit: str) -> tuple[Verdict, str]:
         graph = self.graph_at(commit)
         logs = self.out / "commits" / commit[:12]
+        remove_tree(logs) if logs.exists() else None  # of a test that was interrupted: nothing of it is evidence
         executor = Executor(graph, self.store, self.engine, self.observer, logs)
         source = source_name(self.asked.source)
         kept = {path.name for path in self.store.root.glob("trees/*")}
         try:
             executor.result(source)
-        except UserError as error:  # our patches are not for this commit
+        except UnpatchedError as error:
             return "skip", error.message
         try:
-            try:
-                before = graph[self.proof].upstreams if self.proof is not None else self.asked.targets
-                for name in before:
-                    executor.result(name)
-            except StepFailed as error:
-                _refuse_killed(error)
-                return ("bad" if self.asked.test == "builds" else "skip"), error.message
             if self.proof is not None:
                 return self._prove(executor, self.proof)
-            if self.asked.test == "builds":
-                return "good", ""
-            return self._command(executor, commit, logs)
+            try:
+                for name in self.asked.targets:
+                    executor.result(name)
+            except StepFailed as error:
+                refuse_starved(error, logs)
+                return ("bad" if self.asked.test == "builds" else "skip"), error.message
+            return ("good", "") if self.asked.test == "builds" else self._command(executor, commit, logs)
         except BaseException:
             executor.cancel()
             raise
@@ -219,13 +227,27 @@ class Bisection:
                 remove_tree(self.store.root / "trees" / unpacked)
 
     def _prove(self, executor: Executor, proof: str) -> tuple[Verdict, str]:
+        """Have an action judge the commit: bad is what a verdict calls red, and not whatever goes wrong."""
+        graph = executor.graph
+        needs = [name for name in graph[proof].upstreams if name != graph[proof].builder]
+        try:
+            for name in needs:
+                executor.result(name)
+        except RedError as error:  # a report needs proofs, of which one is red
+            return "bad", error.message
+        except StepFailed as error:
+            if judged_red(executor, proof):
+                return "bad", error.message
+            refuse_starved(error, executor.logs)
+            return "skip", error.message
         try:
             executor.result(proof)
-        except StepFailed as error:
-            _refuse_killed(error)
-            return "bad", error.message
         except RedError as error:
             return "bad", error.message
+        except StepFailed as error:
+            if judged_red(executor, proof):
+                return "bad", error.message
+            raise _says_nothing(error) from None
         return "good", ""
 
     def _command(self, executor: Executor, commit: str, logs: Path) -> tuple[Verdict, str]:
@@ -277,7 +299,10 @@ def at_tree(source: Action, tree: str, repository: Path) -> Action:
 
     def run(step: Step) -> None:
         mirror = Mirror(repository)
-        patched = mirror.apply_patches(tree, [step.inputs / name for name in patches])
+        try:
+            patched = mirror.apply_patches(tree, [step.inputs / name for name in patches])
+        except UserError as error:
+            raise UnpatchedError(error.message, error.hint) from None
         mirror.export(patched, step.out / TREE)
 
     return replace(
@@ -285,7 +310,23 @@ def at_tree(source: Action, tree: str, repository: Path) -> Action:
     )
 
 
-def _refuse_killed(error: StepFailed) -> None:
-    """A step that ran out of memory says nothing about a commit."""
-    if "was killed" in error.message:
-        raise error
+def judged_red(executor: Executor, proof: str) -> bool:
+    """Whether a proof, or one that it needs, left a verdict that is red; without one it broke down by itself."""
+    for name in executor.graph.closure([proof]):
+        for path in executor.log_path(name).with_suffix(".failed").glob("*.json"):
+            with contextlib.suppress(ValueError):
+                verdict = json.loads(path.read_bytes())
+                if isinstance(verdict, dict) and verdict.get("ok") is False:
+                    return True
+    return False
+
+
+def refuse_starved(error: StepFailed, logs: Path) -> None:
+    """Raise when a step, or a compiler in it, ran out of memory or disk: that says nothing about a commit."""
+    if "was killed" in error.message or any(_STARVED.search(path.read_bytes()) for path in logs.glob("*.log")):
+        raise _says_nothing(error) from None
+
+
+def _says_nothing(error: StepFailed) -> StepFailed:
+    message = f"{error.message}, which says nothing of the commit"
+    return StepFailed(message, error.hint, error.tail, error.exit_status)
