@@ -14,7 +14,10 @@ from pipeline.face import Face, Option, session, typed
 from pipeline.files import write_atomically
 from pipeline.graph import Graph
 from pipeline.inputs import source_name
+from pipeline.latencytest import Bound, LatencyTest, products
+from pipeline.measurerequest import seconds
 from pipeline.project import Project
+from pipeline.shelltest import Judge, ShellTest
 
 #: Tests with a name of their own, and the kind of action that is each.
 PROOFS = {"boots": "boot"}
@@ -30,16 +33,21 @@ class Bisect(Face):
     name = "bisect"
     doc_purpose = "find the commit of a source that broke something"
     doc_usage = (
-        "PLATFORM --source NAME --good REF --bad REF --test builds|boots|TASK|COMMAND "
-        "[--role ROLE] [--repository DIR|URL] [--out DIR]"
+        "PLATFORM --source NAME --good REF --bad REF --test builds|boots|TASK|LATENCY|COMMAND "
+        "[--role ROLE] [--repository DIR|URL] [--out DIR] [--target USER@HOST --install COMMAND [--duration TIME]]"
     )
     cmd_options = (
         _option("source", None, "the source whose history is searched"),
         _option("good", None, "a commit, tag or branch that passes the test"),
         _option("bad", None, "one that does not"),
-        _option("test", None, "builds, boots, a task that proves something, or a command for bash"),
+        _option(
+            "test", None, "builds, boots, a task that proves something, p99.9<40 (us), or a command for bash"
+        ),
         _option("role", "guest", "whose kernel is built: host or guest"),
         _option("repository", None, "where the commits are: a clone on this machine, or an address"),
+        _option("target", None, "the machine whose latencies are the test"),
+        _option("install", None, "a command that installs $ARTIFACTS there and boots that kernel"),
+        _option("duration", "60s", "how long each commit is measured"),
         _option("out", None, "where the bisection is kept; below artifacts/bisect/ by default"),
     )
 
@@ -61,6 +69,7 @@ class Bisect(Face):
         out = Path(
             params["out"] or project.root / "artifacts/bisect" / f"{platform}-{params['source']}"
         ).resolve()
+        judge, targets = self._judge(project, params, platform, targets, proof, out)
         entry = project.sources_lock.get(params["source"])
         url = entry.location if entry.origin == "git" else None
         mirror = project.cache / "git" / f"{params['source']}.git"
@@ -75,13 +84,14 @@ class Bisect(Face):
                 source=params["source"],
                 good=good,
                 bad=bad,
-                test=params["test"],
+                test=params["test"]
+                + (f" at {params['target']}, {params['duration']}" if params["target"] else ""),
                 targets=targets,
                 recipes=recipes_key(project, params["source"], [*targets, *([proof] if proof else [])]),
             )
             bisection = Bisection(
                 out, project.root, project.graph, project.store, current.executor.engine, current.display,
-                current.display.say, history, asked, proof,
+                current.display.say, history, asked, proof, judge,
             )  # fmt: skip
             record = bisection.run()
         finally:
@@ -90,6 +100,28 @@ class Bisect(Face):
         write_atomically(out / "verdict.txt", text.encode())
         print(text, end="")
         return 0 if record.first_bad is not None else 1
+
+    def _judge(
+        self, project: Project, params: dict[str, Any], platform: str, targets: tuple[str, ...],
+        proof: str | None, out: Path,
+    ) -> tuple[Judge | None, tuple[str, ...]]:  # fmt: skip
+        """Who judges what was built, if neither a proof nor the build itself does, and what is to be built for that."""
+        test, role = params["test"], params["role"]
+        bound = Bound.parse(test)
+        if bound is None:
+            if params["target"] or params["install"]:
+                raise UserError(f"--test {test} measures nothing", "leave --target and --install out")
+            shell = proof is None and test != "builds"
+            return (ShellTest(test, project.root) if shell else None), targets
+        for option in ("target", "install"):
+            if not params[option]:
+                raise UserError(f"--test {test} needs --{option}", f"doit bisect {self.doc_usage}")
+        seconds(params["duration"])
+        judge = LatencyTest(
+            project, platform, role, bound, params["target"], params["install"], params["duration"],
+            out / "measurements", session().display.say,
+        )  # fmt: skip
+        return judge, tuple(dict.fromkeys((*targets, *products(project, platform, role))))
 
 
 def what_is_tested(

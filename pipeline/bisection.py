@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -36,14 +33,13 @@ from pipeline.files import file_lock, remove_tree, write_atomically
 from pipeline.git import Mirror
 from pipeline.graph import Graph
 from pipeline.inputs import TREE, source_name
+from pipeline.shelltest import Judge
 from pipeline.store import Store
 
 #: What a compiler, an assembler or a linker says when it is this machine that is at fault.
 _STARVED = re.compile(
     rb"Killed signal terminated program|No space left on device|(?:out of|allocate) memory|memory exhausted"
 )
-SKIP = 125
-"""The exit status by which a command says that a commit cannot be tested, as for `git bisect run`."""
 
 
 class UnpatchedError(UserError):
@@ -91,7 +87,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 class Bisection:
     """One bisection in a directory: `graph` is the project's, `say` is told of each commit, a line.
 
-    `targets` are the actions that are built of each commit; `proof` is the one that is the test, if an action is.
+    `proof` is the action that is the test, if one is, and `judge` tells what the products are worth; without both it is
+    whether they can be built.
     """
 
     out: Path
@@ -103,7 +100,8 @@ class Bisection:
     say: Callable[[str], None]
     history: History
     asked: Asked
-    proof: str | None
+    proof: str | None = None
+    judge: Judge | None = None
 
     def run(self) -> Record:
         """Test commits until one is known to be the first bad one, or nothing else can be told."""
@@ -199,7 +197,8 @@ class Bisection:
     def _test(self, commit: str) -> tuple[Verdict, str]:
         graph = self.graph_at(commit)
         logs = self.out / "commits" / commit[:12]
-        remove_tree(logs) if logs.exists() else None  # of a test that was interrupted: nothing of it is evidence
+        if logs.exists():  # of a test that was interrupted: nothing of it is evidence
+            remove_tree(logs)
         executor = Executor(graph, self.store, self.engine, self.observer, logs)
         source = source_name(self.asked.source)
         kept = {path.name for path in self.store.root.glob("trees/*")}
@@ -215,8 +214,8 @@ class Bisection:
                     executor.result(name)
             except StepFailed as error:
                 refuse_starved(error, logs)
-                return ("bad" if self.asked.test == "builds" else "skip"), error.message
-            return ("good", "") if self.asked.test == "builds" else self._command(executor, commit, logs)
+                return ("skip" if self.judge else "bad"), error.message
+            return self.judge(commit, self._lay_out(executor), logs) if self.judge else ("good", "")
         except BaseException:
             executor.cancel()
             raise
@@ -250,36 +249,14 @@ class Bisection:
             raise _says_nothing(error) from None
         return "good", ""
 
-    def _command(self, executor: Executor, commit: str, logs: Path) -> tuple[Verdict, str]:
-        """Have a shell run the test; its exit status means what it means to `git bisect run`."""
+    def _lay_out(self, executor: Executor) -> Path:
+        """The products of the commit, where its judge finds them."""
         artifacts = Artifacts(self.out / "artifacts")
         for name in self.asked.targets:
             action = executor.graph[name]
             if action.place is not None:
                 artifacts.place(action, executor.graph.keys[name], executor.result(name), self.store)
-        environment = os.environ | {"ARTIFACTS": f"{self.out / 'artifacts'}", "COMMIT": commit}
-        logs.mkdir(parents=True, exist_ok=True)
-        with (logs / "command.log").open("wb") as log:
-            process = subprocess.Popen(
-                ["bash", "-c", self.asked.test], cwd=self.root, env=environment, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-            try:
-                status = process.wait()
-            except BaseException:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGTERM)
-                process.wait()
-                raise
-        if status == 0:
-            return "good", ""
-        if status == SKIP:
-            return "skip", f"the command ended with {SKIP}"
-        if 0 < status < 128:
-            return "bad", f"the command ended with {status}"
-        raise UserError(
-            f"the test of {commit[:12]} ended with {status}, which says nothing", f"see {log.name}"
-        )
+        return self.out / "artifacts"
 
     def graph_at(self, commit: str) -> Graph:
         """The graph of what is tested, with the source at a commit."""
@@ -323,7 +300,9 @@ def judged_red(executor: Executor, proof: str) -> bool:
 
 def refuse_starved(error: StepFailed, logs: Path) -> None:
     """Raise when a step, or a compiler in it, ran out of memory or disk: that says nothing about a commit."""
-    if "was killed" in error.message or any(_STARVED.search(path.read_bytes()) for path in logs.glob("*.log")):
+    if "was killed" in error.message or any(
+        _STARVED.search(path.read_bytes()) for path in logs.glob("*.log")
+    ):
         raise _says_nothing(error) from None
 
 

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.engine
 
 #: Commits of the history beside the first, which is what the stand-in's lock pins.
 COMMITS = 18
-#: From this one on the guest does not boot; those between do not compile.
-PLANTED, BROKEN = 11, (9, 10)
+#: From the first on the guest does not boot; the others, of which git names one first, do not compile.
+PLANTED, BROKEN = 14, (9, 10)
 
 
 def commit(repository: Path, number: int, *words: str) -> None:
@@ -43,6 +43,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Standin:
     git(linux, "checkout", "-q", "-b", "worse", "v6.12.1-rt1")
     for number in range(1, COMMITS + 1):
         commit(linux, number, "worse", *["SYNTAX"] * (number >= 5))
+    for word in ("CRASH", "STARVED"):
+        git(linux, "checkout", "-q", "-b", word.lower(), "v6.12.1-rt1")
+        commit(linux, 1, word)
+        commit(linux, 2, word)
     git(linux, "checkout", "-q", "main")
     return made
 
@@ -107,8 +111,8 @@ def test_a_planted_commit_is_found_also_after_an_interruption(project: Standin, 
     record = json.loads((out(project) / "bisect.json").read_text())
     assert record["first_bad"] == planted
     verdicts = {each["subject"]: each["verdict"] for each in record["tested"]}
-    assert verdicts["change 10"] == verdicts["change 9"] == "skip"
-    assert (verdicts["change 8"], verdicts["change 11"], verdicts["change 18"]) == ("good", "bad", "bad")
+    assert verdicts["change 9"] == "skip"
+    assert (verdicts["change 13"], verdicts["change 14"], verdicts["change 18"]) == ("good", "bad", "bad")
     assert len(verdicts) < COMMITS / 2 + 1
     assert "is the first bad commit" in subprocess.run(
         ["git", "bisect", "replay", str(out(project) / "log")], cwd=_clone(linux, project.root.parent / "replay"),
@@ -136,9 +140,9 @@ def test_what_does_not_build_is_bad_when_that_is_the_test(project: Standin, linu
 
 
 def test_a_command_judges_and_what_cannot_be_told_is_said(project: Standin, linux: Path) -> None:
-    command = 'n=$(sed -n "s/^int linux//p" $ARTIFACTS/qemu-q35/kernel/guest/bzImage); n=${n%;}; '
+    command = 'n=$(sed -n "s/^int linux//p" $ARTIFACTS/qemu-q35/kernel/guest/bzImage) && n=${n%;} && '
     command += "((${n:-0} < 5)) || ((${n:-0} > 7)) || exit 125; ((${n:-0} < 7))"
-    asked = words(command, "v6.12.1-rt1", "main~8", "--repository", str(linux))
+    asked = words(command, "v6.12.1-rt1", "main~7", "--repository", str(linux))
     done = project.doit(*asked)
     assert done.status == 1, done
     said = done.out.partition("the first bad commit is one of 4; the others cannot be tested\n")[2]
@@ -146,7 +150,7 @@ def test_a_command_judges_and_what_cannot_be_told_is_said(project: Standin, linu
         f"change {number}" for number in (5, 6, 7, 8)
     ]
     assert (out(project) / "verdict.txt").read_text() in done.out
-    other = project.doit(*words("builds", "v6.12.1-rt1", "main~8", "--repository", str(linux)))
+    other = project.doit(*words("builds", "v6.12.1-rt1", "main~7", "--repository", str(linux)))
     assert other.status == 2
     assert "has a bisection of something else: test changed" in other.out
 
@@ -159,6 +163,9 @@ def test_a_command_judges_and_what_cannot_be_told_is_said(project: Standin, linu
         (words("exit 200", "v6.12.1-rt1", "main"), "ended with 200, which says nothing"),
         (words("builds", "v6.12.1-rt1", "nothing"), "there is no commit nothing with a history"),
         (words("builds", "main", "main"), "main and main are the same commit"),
+        (words("boots", "main", "v6.12.1-rt1"), "--bad v6.12.1-rt1 comes before --good main"),
+        (words("builds", "v6.12.1-rt1", "main", "--target", "root@board"), "--test builds measures nothing"),
+        (words("p99.9<40", "v6.12.1-rt1", "main", "--target", "root@board"), "p99.9<40 needs --install"),
         (words("qemu:qemu-q35", "v6.12.1-rt1", "main"), "qemu:qemu-q35 does not depend on linux-rt"),
         (["bisect:qemu-q35", "--source", "linux-rt"], "doit bisect needs --good"),
         (
@@ -172,3 +179,20 @@ def test_what_proves_nothing_is_refused(project: Standin, arguments: list[str], 
     assert done.status == 2, done
     assert message in done.out
     assert "Traceback" not in done.out + done.err
+
+
+@pytest.mark.parametrize(
+    ("test", "bad", "message"),
+    [
+        ("boots", "crash", "boot:qemu-q35 ended with 1, which says nothing of the commit"),
+        ("builds", "starved", "kernel:qemu-q35:guest ended with 1, which says nothing of the commit"),
+    ],
+)
+def test_a_test_that_breaks_down_is_no_verdict(
+    project: Standin, linux: Path, test: str, bad: str, message: str
+) -> None:
+    done = project.doit(*words(test, "v6.12.1-rt1", bad, "--repository", str(linux)))
+    assert done.status == 1, done
+    assert message in done.out
+    record = json.loads((out(project) / "bisect.json").read_text())
+    assert [each["verdict"] for each in record["tested"]] == ["good"]
