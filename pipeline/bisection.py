@@ -106,6 +106,7 @@ class Bisection:
     def run(self) -> Record:
         """Test commits until one is known to be the first bad one, or nothing else can be told."""
         with self._alone():
+            self.history.sweep()
             record = self._recorded()
             if record.decided:
                 return record
