@@ -6,7 +6,7 @@ DOIT := .venv/bin/doit
 HEAL := $(DOIT) heal
 BENCH := $(PYTHON_BIN) -m benchmarks
 
-.PHONY: all setup test lint doctor bench sabotage relock clean help
+.PHONY: all setup test lint docs doctor bench sabotage relock clean help
 .NOTPARALLEL:
 
 all: setup ## set up this machine, then build and prove the default platform
@@ -23,6 +23,12 @@ test: ## set up, then run the tests
 lint: ## ruff, mypy, import-linter, shellcheck, shfmt, codespell
 	@scripts/setup lint
 	@scripts/lint
+
+docs: ## these pages as a site, checked: artifacts/docs/index.html
+	@scripts/setup docs
+	rm -rf artifacts/docs
+	$(PYTHON_BIN) -m sphinx -q -E -n -W --keep-going -d artifacts/docs/.doctrees docs artifacts/docs
+	rm -rf artifacts/docs/.doctrees
 
 doctor: ## what is here, what is missing, what to do
 	@scripts/doctor

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
 
 from pipeline.errors import InternalError
+from pipeline.worktree import Snapshot
 
 #: Everything an upstream action made, each output under its own name.
 ALL = "*"
@@ -111,8 +112,12 @@ class Action:
     capabilities  Linux capabilities of the container; asking for any makes it run as uid 0
 
     Out of the key, since they cannot change the outputs: `summary`, `resource`, `ccache`, `place`
-    (directory below `artifacts/` for a product, or None for an intermediate result) and `remedy`
-    (what a user may do when this step fails).
+    (directory below `artifacts/` for a product, or None for an intermediate result), `remedy`
+    (what a user may do when this step fails), and what is about work trees of developers:
+
+    snapshot      the tree that steps see in the place of this action's output; `parameters` hold its id
+    kept          directories of /build/work that a build from a work tree finds as the last one left them
+    given_out     why nothing of a work tree may be in the result, which is meant for others; empty where it may
     """
 
     name: str
@@ -133,6 +138,9 @@ class Action:
     ccache: bool = False
     place: str | None = None
     remedy: str = ""
+    snapshot: Snapshot | None = field(default=None, compare=False)
+    kept: tuple[str, ...] = ()
+    given_out: str = ""
 
     def __post_init__(self) -> None:
         """Refuse an action that could not be keyed or run."""

@@ -1,4 +1,8 @@
-"""The tables that describe architectures: the only place where their names differ."""
+"""The tables that describe architectures: the only place where their names differ.
+
+What else differs is data of recipes: fragments of a kernel's configuration (`kernel-configs/`), settings of a host
+(`recipes/tuning.toml`), builders (`recipes/builders/`), licences of firmware (`recipes/packages/`).
+"""
 
 from __future__ import annotations
 
@@ -6,25 +10,157 @@ from dataclasses import dataclass
 
 from pipeline.errors import UserError
 
+#: Debian's name of the architecture on which steps run; for every other one they compile across.
+BUILD = "amd64"
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """The board of qemu's that stands for a machine of the architecture, and what it needs beside its program.
+
+    name          for `-machine`
+    serial        the driver of its first serial port, as qemu calls it
+    firmware      firmware that is shipped: paths in the builder of qemu
+    code          the file among these that is UEFI's code, without its directory; `variables` that of its variables
+    option_roms   ROMs that are built from qemu's own tree
+    devices       devices that a program for this board must have, beside those that every one has
+    """
+
+    name: str
+    serial: str
+    firmware: tuple[str, ...]
+    code: str
+    variables: str
+    option_roms: tuple[str, ...]
+    devices: tuple[str, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """How one architecture is called by whom.
 
-    debian   Debian's name of it
-    kernel   the kernel's `ARCH`
-    image    the boot image that the kernel's make builds and qemu loads
-    console  the serial console of qemu's default board
+    debian        Debian's name of it
+    machine       what `uname -m`, rpm, libvirt and qemu's programs say
+    kernel        the kernel's `ARCH`
+    triplet       of the GNU tools, and of Debian's directories of libraries
+    image         the boot image that the kernel's make builds and qemu loads
+    console       the serial console of qemu's board
+    efi           in names of EFI programs: `BOOT<efi>.EFI` in capitals, `linux<efi>.efi.stub`
+    root_type     type of a root partition (Discoverable Partitions Specification)
+    boot_loaders  Debian packages of boot loaders that start a kernel package's kernel
+    qemu_options  of qemu's configure, for programs that run on it
+    board         the board of qemu's that stands for a machine of it
     """
 
     debian: str
+    machine: str
     kernel: str
+    triplet: str
     image: str
     console: str
+    efi: str
+    root_type: str
+    boot_loaders: str
+    qemu_options: tuple[str, ...]
+    board: Board
+
+    @property
+    def crossed(self) -> bool:
+        """Whether steps that compile for it run on another architecture."""
+        return self.debian != BUILD
+
+    @property
+    def cross_compile(self) -> str:
+        """What the names of its compiler and linker begin with where they run on another architecture."""
+        return f"{self.triplet}-" if self.crossed else ""
+
+    @property
+    def runner(self) -> str:
+        """The program of the builder that runs its programs; empty where they run by themselves."""
+        return f"qemu-{self.machine}" if self.crossed else ""
+
+    @property
+    def qemu_target(self) -> str:
+        """The target of qemu's configure that emulates a machine of it."""
+        return f"{self.machine}-softmmu"
+
+    @property
+    def qemu_system(self) -> str:
+        """The program that runs or emulates a machine of it."""
+        return f"qemu-system-{self.machine}"
+
+    def builder(self, name: str) -> str:
+        """The builder for it: its own beside the one that compiles for the machine on which steps run."""
+        return f"{name}-{self.debian}" if self.crossed else name
 
 
 ARCHITECTURES = {
-    "amd64": Architecture(debian="amd64", kernel="x86_64", image="bzImage", console="ttyS0"),
+    each.debian: each
+    for each in (
+        Architecture(
+            debian="amd64",
+            machine="x86_64",
+            kernel="x86_64",
+            triplet="x86_64-linux-gnu",
+            image="bzImage",
+            console="ttyS0",
+            efi="x64",
+            root_type="4f68bce3-e8cd-4db1-96e7-fbcaf984b709",
+            boot_loaders="grub-efi-amd64 | grub-pc | systemd-boot",
+            qemu_options=("--enable-avx2",),
+            board=Board(
+                name="q35",
+                serial="isa-serial",
+                # SeaBIOS, OVMF, the network boot ROMs
+                firmware=(
+                    "/usr/share/seabios/bios-256k.bin",
+                    "/usr/share/OVMF/OVMF_CODE_4M.fd",
+                    "/usr/share/OVMF/OVMF_VARS_4M.fd",
+                    "/usr/share/qemu/efi-virtio.rom",
+                    "/usr/share/qemu/efi-e1000e.rom",
+                ),
+                code="OVMF_CODE_4M.fd",
+                variables="OVMF_VARS_4M.fd",
+                # of -kernel, and of KVM without a TPR shadow
+                option_roms=(
+                    "kvmvapic.bin",
+                    "linuxboot.bin",
+                    "linuxboot_dma.bin",
+                    "multiboot.bin",
+                    "multiboot_dma.bin",
+                    "pvh.bin",
+                ),
+                devices=("amd-iommu", "ide-hd", "intel-iommu", "isa-serial"),
+            ),
+        ),
+        Architecture(
+            debian="arm64",
+            machine="aarch64",
+            kernel="arm64",
+            triplet="aarch64-linux-gnu",
+            image="Image",
+            console="ttyAMA0",
+            efi="aa64",
+            root_type="b921b045-1df0-41c3-af44-4c6f280d3fae",
+            boot_loaders="grub-efi-arm64 | systemd-boot",
+            qemu_options=(),
+            board=Board(
+                name="virt",
+                serial="pl011",
+                # UEFI of EDK II, the network boot ROMs
+                firmware=(
+                    "/usr/share/AAVMF/AAVMF_CODE.no-secboot.fd",
+                    "/usr/share/AAVMF/AAVMF_VARS.fd",
+                    "/usr/share/qemu/efi-virtio.rom",
+                    "/usr/share/qemu/efi-e1000e.rom",
+                ),
+                code="AAVMF_CODE.no-secboot.fd",
+                variables="AAVMF_VARS.fd",
+                option_roms=(),
+                devices=("virtio-iommu-pci",),
+            ),
+        ),
+    )
 }
 
 

@@ -33,11 +33,11 @@ class Bisect(Face):
     name = "bisect"
     doc_purpose = "find the commit of a source that broke something"
     doc_usage = (
-        "PLATFORM --source NAME --good REF --bad REF --test builds|boots|TASK|LATENCY|COMMAND "
-        "[--role ROLE] [--repository DIR|URL] [--out DIR] [--target USER@HOST --install COMMAND [--duration TIME]]"
+        "PLATFORM --good REF --bad REF --test TEST [--role ROLE] [--of NAME] [--repository DIR] [--out DIR] "
+        "[--target HOST --install COMMAND [--duration TIME]]"
     )
     cmd_options = (
-        _option("source", None, "the source whose history is searched"),
+        _option("of", None, "the source whose history is searched; the kernel's by default"),
         _option("good", None, "a commit, tag or branch that passes the test"),
         _option("bad", None, "one that does not"),
         _option(
@@ -60,19 +60,25 @@ class Bisect(Face):
     def perform(self, params: dict[str, Any], args: list[str]) -> int:
         """Test commit after commit; status 1 when only commits are left that cannot be tested."""
         platform = self.one(args, "PLATFORM")
-        for option in ("source", "good", "bad", "test"):
+        for option in ("good", "bad", "test"):
             if not params[option]:
                 raise UserError(f"doit bisect needs --{option}", f"doit bisect {self.doc_usage}")
         current = session()
         project = current.project
-        targets, proof = what_is_tested(project, platform, params["source"], params["test"], params["role"])
-        out = Path(
-            params["out"] or project.root / "artifacts/bisect" / f"{platform}-{params['source']}"
-        ).resolve()
+        if project.local_sources:
+            raise UserError(
+                f"{', '.join(project.local_sources)} is taken from a work tree, which may change meanwhile",
+                "leave out --source, and what local.toml says: --source NAME= takes NAME from the lock",
+            )
+        if params["role"] not in ROLES:
+            raise UserError(f"there is no role {params['role']}", f"write one of: {', '.join(ROLES)}")
+        source = params["of"] or project.recipes.platform(platform).kernel.source_of(params["role"])
+        targets, proof = what_is_tested(project, platform, source, params["test"], params["role"])
+        out = Path(params["out"] or project.root / "artifacts/bisect" / f"{platform}-{source}").resolve()
         judge, targets = self._judge(project, params, platform, targets, proof, out)
-        entry = project.sources_lock.get(params["source"])
+        entry = project.sources_lock.get(source)
         url = entry.location if entry.origin == "git" else None
-        mirror = project.cache / "git" / f"{params['source']}.git"
+        mirror = project.cache / "git" / f"{source}.git"
         try:
             current.executor.clean_up_after_crashes()
             out.mkdir(parents=True, exist_ok=True)
@@ -81,13 +87,13 @@ class Bisect(Face):
             )
             asked = Asked(
                 platform=platform,
-                source=params["source"],
+                source=source,
                 good=good,
                 bad=bad,
                 test=params["test"]
                 + (f" at {params['target']}, {params['duration']}" if params["target"] else ""),
                 targets=targets,
-                recipes=recipes_key(project, params["source"], [*targets, *([proof] if proof else [])]),
+                recipes=recipes_key(project, source, [*targets, *([proof] if proof else [])]),
             )
             bisection = Bisection(
                 out, project.root, project.graph, project.store, current.executor.engine, current.display,
@@ -129,8 +135,6 @@ def what_is_tested(
 ) -> tuple[tuple[str, ...], str | None]:
     """What is built of each commit, and the action that is the test, if one is."""
     project.recipes.platform(platform)
-    if role not in ROLES:
-        raise UserError(f"there is no role {role}", f"write one of: {', '.join(ROLES)}")
     brought = source_name(source)
     if brought not in project.graph:
         known = [a.name.partition(":")[2] for a in project.graph if a.kind == "source"]

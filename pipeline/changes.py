@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline import history
+from pipeline.action import Action
+from pipeline.inputs import LOCAL
 from pipeline.keys import Spec
 from pipeline.project import Project
 from pipeline.store import Result
@@ -67,6 +69,9 @@ def _compare(project: Project, name: str, old: Spec, seen: set[str]) -> Iterator
     if old == new:
         yield from _damage(project, name)
         return
+    if LOCAL in (old["kind"], new["kind"]):
+        yield _other_tree(project, name, old, new)
+        return
     for field in ("schema", "kind", "version", "arch", "capabilities", "outputs"):
         if old[field] != new[field]:
             detail = () if field == "outputs" else (f"was {old[field]}", f"is {new[field]}")
@@ -74,11 +79,13 @@ def _compare(project: Project, name: str, old: Spec, seen: set[str]) -> Iterator
             yield Change(name, f"{what} changed", detail)
     for field in ("environment", "parameters"):
         yield from _values(name, field, old[field], new[field])
-    if old["script"] != new["script"] and action.script:
+    # steps that build from work trees have a script of their own; the work tree is what is told
+    switched = _switched(project, action, old)
+    if old["script"] != new["script"] and action.script and not switched:
         yield _file(project, name, action.script.origin, old["script"], action.script.content)
     for path in sorted({*old["files"], *new["files"]}):
         before, now = old["files"].get(path), new["files"].get(path)
-        if before == now:
+        if before == now or switched:
             continue
         if now is None or before is None:
             origin = action.files[path].origin if now else path
@@ -98,6 +105,29 @@ def _compare(project: Project, name: str, old: Spec, seen: set[str]) -> Iterator
             yield Change(name, f"input {path} changed", (f"was {before}", f"is {now}"))
     if old["builder"] != new["builder"] and action.builder and old["builder"]:
         yield from _upstream(project, action.builder, old["builder"], seen)
+
+
+def _switched(project: Project, action: Action, old: Spec) -> bool:
+    """Whether an input is a work tree now and was none, or the other way round."""
+    for path, used in action.inputs.items():
+        before = project.store.lookup(old["inputs"].get(path, {}).get("key", ""))
+        if before and (before.spec["kind"] == LOCAL) != (project.graph[used.action].kind == LOCAL):
+            return True
+    return False
+
+
+def _other_tree(project: Project, name: str, old: Spec, new: Spec) -> Change:
+    """A source that is a work tree, or was one; the files that differ, where both trees are known."""
+    snapshot = project.graph[name].snapshot
+    if snapshot is None:
+        return Change(name, "is what is locked, and was a work tree", ())
+    worktree, trees = snapshot.worktree, (old["parameters"]["tree"], new["parameters"]["tree"])
+    source = new["parameters"]["name"]
+    paths = worktree.changed(*trees, objects=project.cache / "git" / f"{source}.git" / "objects")
+    what = "changed" if old["kind"] == new["kind"] else "is a work tree, and was what is locked"
+    detail = (f"was {trees[0]}", f"is {trees[1]}") if paths is None else tuple(paths[:SHOWN])
+    more = (f"... and {len(paths) - SHOWN} files more",) if paths and len(paths) > SHOWN else ()
+    return Change(name, f"{worktree.path} {what}", detail + more)
 
 
 def _upstream(project: Project, name: str, key: str, seen: set[str]) -> Iterator[Change]:

@@ -14,10 +14,21 @@ from doit.cmd_run import opt_continue, opt_num_process, opt_single
 
 from pipeline.display import duration
 from pipeline.errors import UserError
-from pipeline.face import JSON_OPTION, Face, action_names, guarded, one_action, session
+from pipeline.face import (
+    JSON_OPTION,
+    SOURCE_OPTION,
+    Face,
+    action_names,
+    guarded,
+    one_action,
+    session,
+    without_sources,
+)
+from pipeline.guesttasks import guest_task
+from pipeline.inputs import patches_of, source_name
 from pipeline.plan import State
 from pipeline.reporter import Reporter
-from pipeline.tasks import MEASURE, Session, measure_summary, measured_platforms
+from pipeline.tasks import MEASURE, Session, guest_tasks, measure_summary, measured_platforms
 
 #: How many steps may be under way; the executor's own limits decide what really runs side by side.
 PARALLEL = 4
@@ -31,20 +42,34 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
     name = "run"
     doc_purpose = "make products (only what is stale)"
 
-    def __init__(self, cmds: Any = None, **options: Any) -> None:
-        """`cmds` are all commands, by name."""
-        super().__init__(cmds=cmds, **options)
-        self.commands = cmds
+    def __init__(self, cmds: Any = None, **others: Any) -> None:
+        """Keep what doit makes a command with: another one may be meant."""
+        super().__init__(cmds=cmds, **others)
+        self._commands, self._others = cmds, others
 
     def parse_execute(self, in_args: list[str]) -> int:
-        """Everything, the loading of dodo.py included, under one guard; some commands are typed like tasks."""
-        verb, _, rest = (in_args or [""])[0].partition(":")
-        if rest and verb in TYPED_LIKE_TASKS:
-            command = self.commands.get_plugin(verb)(config=self.config, bin_name=self.bin_name)
-            return int(command.parse_execute([rest, *in_args[1:]]))
-        return guarded(lambda: super(Run, self).parse_execute(in_args))
+        """Everything, the loading of dodo.py included, under one guard."""
+        return guarded(lambda: self._parsed(in_args))
 
-    cmd_options = (opt_continue, opt_num_process, opt_single)
+    def _parsed(self, in_args: list[str]) -> int:
+        args = without_sources(in_args)
+        verb, _, about = args[0].partition(":") if args else ("", "", "")
+        if about and verb in TYPED_LIKE_TASKS:
+            return self._command(verb, [about, *args[1:]])
+        # doit looks for the command in the first word, where `--source` may stand
+        if args != in_args and args and args[0] in (self._commands or ()):
+            return self._command(args[0], args[1:])
+        task = guest_task(args, self._make)
+        return self._make(args) if task is None else task.parse_execute(task.words)
+
+    def _command(self, name: str, args: list[str]) -> int:
+        command = self._commands.get_plugin(name)(cmds=self._commands, **self._others)
+        return int(command.parse_execute(args))
+
+    def _make(self, args: list[str]) -> int:
+        return int(super().parse_execute(args))
+
+    cmd_options = (opt_continue, opt_num_process, opt_single, SOURCE_OPTION)
 
     def _execute(self, continue_: bool = False, num_process: int = 0, single: bool = False) -> int:
         current = session()
@@ -52,6 +77,8 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
         measured = measured_platforms(asked, current.project.recipes.platforms)
         others = [name for name in asked if name.partition(":")[0] != MEASURE]
         names = action_names(current.project, others) if others or not measured else []
+        _tell_local(current)
+        current.project.refuse_tainted(names)
         _bring_signer(current, names)
         current.select(names)
         _tell_warnings(current, names)
@@ -90,6 +117,23 @@ def _bring_signer(current: Session, names: list[str]) -> None:
         )
 
 
+def _tell_local(current: Session, *, as_json: bool = False) -> None:
+    """Say which sources are not what is locked, a note each; on standard error where the output is for a program."""
+    project = current.project
+    for name, local in project.local_sources.items():
+        action = project.graph[source_name(name)] if source_name(name) in project.graph else None
+        if action is None or action.snapshot is None:
+            text = f"nothing is made from {name} ({local.said_by})"
+        else:
+            text = f"{name} is the work tree {action.snapshot.worktree.path} ({local.said_by}), and not what is locked"
+            if patches_of(project.root, name):
+                text += f"; without recipes/patches/{name}"
+        if as_json:
+            print(f"note: {text}", file=sys.stderr)
+        else:
+            current.display.note(text)
+
+
 def _tell_warnings(current: Session, names: list[str]) -> None:
     """What the CPU plans of the platforms asked for would be better without, a note each."""
     project = current.project
@@ -113,7 +157,7 @@ class List(Face):
     """`doit list`."""
 
     name = "list"
-    doc_purpose = "list the products and the machines to measure, a line each"
+    doc_purpose = "list the products, the machines to measure and the guests to run, a line each"
     doc_usage = ""
     cmd_options = (
         {
@@ -130,11 +174,13 @@ class List(Face):
     def perform(self, params: dict[str, Any], args: list[str]) -> None:
         """Print names and what they are."""
         project = session().project
+        _tell_local(session(), as_json=params["as_json"])
         rows = [
             (f"platform:{name}", f"everything of {name}, proof included")
             for name in project.recipes.platforms
         ]
         rows += [(f"{MEASURE}:{name}", measure_summary(name)) for name in project.recipes.platforms]
+        rows += guest_tasks(project.recipes.guests)
         rows += [(a.name, a.summary) for a in project.graph if a.place is not None or params["all"]]
         if params["as_json"]:
             print(json.dumps([{"task": name, "summary": summary} for name, summary in rows], indent=1))
@@ -155,6 +201,7 @@ class Plan(Face):
     def perform(self, params: dict[str, Any], args: list[str]) -> None:
         """Print the plan; nothing is done."""
         project = session().project
+        _tell_local(session(), as_json=params["as_json"])
         states = project.plan(action_names(project, args))
         times = {name: project.expected_seconds(name) for name in states}
         if params["as_json"]:
@@ -196,6 +243,7 @@ class Why(Face):
 
         project = session().project
         name = self.one(args)
+        _tell_local(session(), as_json=params["as_json"])
         found = [
             change for each in action_names(project, [name]) for change in changes.since_last(project, each)
         ]
@@ -358,6 +406,7 @@ class Gc(Face):
             f"{'would remove' if dry_run else 'removed'} {freed.results} results and {freed.blobs} blobs, "
             f"{freed.size / 1e6:.1f} MB"
             + (f"; {freed.trees} unpacked source trees" if freed.trees else "")
+            + (f"; {freed.builds} build directories of work trees" if freed.builds else "")
             + "".join(f"\nand the image {image}" for image in freed.images)
         )
         if freed.note:

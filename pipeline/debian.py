@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import msgspec
 
 from pipeline.errors import InternalError, UserError
-from pipeline.locks import LockedFile, LockedPackage
+from pipeline.locks import LockedFile, LockedPackage, qualified
 from pipeline.pool import Archives
 
 UNSECURED = ("sid", "unstable", "experimental")
@@ -39,7 +39,7 @@ Dir::State "state/";
 Dir::State::status "{root}/state/status";
 Dir::Cache "cache/";
 APT::Architecture "{arch}";
-APT::Architectures {{ "{arch}"; }};
+APT::Architectures {{ {arches} }};
 APT::Install-Recommends "false";
 APT::Solver "internal";
 APT::Sandbox::User "";
@@ -63,6 +63,7 @@ class Unresolvable(UserError):
 class AptRoot:
     """apt for one suite and architecture, its state kept in `directory`.
 
+    `foreign` are architectures whose packages can be asked for as `name:arm64`, to be installed beside those of `arch`;
     `extra` is the directory of a local flat repository whose packages are offered too (unsigned: we
     wrote it).
     """
@@ -74,17 +75,23 @@ class AptRoot:
         arch: str,
         archives: Archives,
         *,
+        foreign: Sequence[str] = (),
         extra: Path | None = None,
     ) -> None:
         """Write apt's configuration; nothing is fetched yet."""
         self.directory = directory.resolve()
         self.suite = suite
         self.arch = arch
+        self.arches = (arch, *foreign)
         self.archives = archives
         for name in ("etc/none.d", "state/lists/partial", "cache/archives/partial"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         (self.directory / "state/status").touch()
-        (self.directory / "apt.conf").write_text(_CONFIGURATION.format(root=self.directory, arch=arch))
+        (self.directory / "apt.conf").write_text(
+            _CONFIGURATION.format(
+                root=self.directory, arch=arch, arches=" ".join(f'"{each}";' for each in self.arches)
+            )
+        )
         (self.directory / "etc/sources.list").write_text("".join(self._sources_list(extra)))
         self.pin([])
 
@@ -94,7 +101,7 @@ class AptRoot:
         if self.suite not in UNSECURED:
             suites.append(("debian-security", f"{self.suite}-security"))
         for archive, suite in suites:
-            for kind, options in (("deb", f"arch={self.arch} {signed}"), ("deb-src", signed)):
+            for kind, options in (("deb", f"arch={','.join(self.arches)} {signed}"), ("deb-src", signed)):
                 yield f"{kind} [{options}] {self.archives.base}/{archive} {suite} main\n"
         if extra is not None:
             yield f"deb [trusted=yes] {extra.resolve().as_uri()} ./\n"
@@ -129,7 +136,7 @@ class AptRoot:
         Essential packages are included, recommended ones are not. Unresolvable (a UserError) when there
         is no answer.
         """
-        wanted = ["?essential", *sorted(request)]
+        wanted = [f"?essential?architecture({self.arch})", *sorted(request)]
         # Quieter still, apt would not say which dependencies are in the way.
         done = self._run("apt-get", "install", "--print-uris", "-q", "-y", "--", *wanted)
         if done.returncode:
@@ -151,7 +158,7 @@ class AptRoot:
             archive, path = self.archives.locate(found["url"])
         return msgspec.convert(
             {
-                "name": name,
+                "name": qualified(name, arch, self.arch),
                 "version": unquote(version),
                 "arch": arch,
                 "archive": archive,

@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from pipeline import history
+from pipeline import history, incremental
 from pipeline.action import Action, File, Resource
 from pipeline.engine import LABEL, PROJECT, Container, Engine, builder_image
 from pipeline.errors import InternalError, RedError, UserError, VirtRtError
 from pipeline.files import remove_tree
 from pipeline.graph import Graph
 from pipeline.keys import Spec
-from pipeline.stage import Stage
+from pipeline.stage import Moved, Stage
 from pipeline.steplog import StepLog
 from pipeline.store import Blob, Result, Store
 
@@ -35,6 +35,10 @@ SOURCE_DATE_EPOCH = "315532800"
 #: (configure, link). An emulated machine has the whole real one: it takes the heavy places too,
 #: since a compile beside it makes its clocks stutter.
 PLACES: dict[Resource, int] = {"heavy": 2, "lab": 1, "network": 1}
+#: Below /build/work of a step that builds from a work tree: what has changed since, a path a line.
+CHANGED = "changed"
+#: What a process's end by SIGKILL looks like.
+KILLED = 137
 
 
 class Observer(Protocol):
@@ -68,7 +72,7 @@ class StepFailed(VirtRtError):
     def __init__(self, message: str, hint: str, tail: list[str], status: int) -> None:
         """Keep the last lines beside the message."""
         super().__init__(message, hint)
-        self.tail = tail
+        self.tail, self.status = tail, status
         self.exit_status = 2 if status == 2 else 1  # type: ignore[misc]  # decided per failure
 
 
@@ -158,6 +162,7 @@ class Executor:
         with self._busy[name]:
             if name in self._results:
                 return self._results[name]
+            self.graph.refuse(name)
             result = self.store.verified(key)
             if result is None:
                 for upstream in self._run_time_needs(action):
@@ -184,7 +189,7 @@ class Executor:
         for upstream in self._run_time_needs(action):
             self.result(upstream)
         with self._disk_errors(action), self._place(action.resource):
-            result, _ = self._perform(action, self.log_path(f"{name}.again"))
+            result, _ = self._perform(action, self.log_path(f"{name}.again"), keep=False)
         return {output: blob for output, (blob, _) in result.outputs.items()}
 
     def stage_for_shell(self, action: Action) -> Stage:
@@ -228,22 +233,27 @@ class Executor:
             result, seconds = self._perform(action, self.log_path(action.name))
             key = self.graph.keys[action.name]
             self.store.commit(key, result)
-            history.remember(self.store, action.name, history.Record(seconds, result.lines, key))
+            record = history.Record(seconds, result.lines, key)
+            history.remember(self.store, self.graph.remembered_as(action.name), record)
         self.built.add(action.name)
         self.observer.finished(action, "built", seconds)
         return result
 
-    def _perform(self, action: Action, log_path: Path) -> tuple[Result, float]:
-        """Run a step in a stage of its own: its result, not yet published, and the seconds it took."""
+    def _perform(self, action: Action, log_path: Path, keep: bool = True) -> tuple[Result, float]:
+        """Run a step in a stage of its own: its result, not yet published, and the seconds it took.
+
+        `keep` lets it find what a build from the same work tree left, if that is what it is made from.
+        """
         self._check_cancelled(action)
-        self.observer.started(action, history.last(self.store, action.name))
+        self.observer.started(action, history.last(self.store, self.graph.remembered_as(action.name)))
         began = time.monotonic()
         log = StepLog(log_path, lambda text: self.observer.line(action, text))
         try:
             stage = self._stage(action, log_path)
             try:
-                self._run(stage, log)
-                stage.compare_inputs()
+                with self._kept(stage) if keep else contextlib.nullcontext():
+                    self._run(stage, log)
+                    stage.compare_inputs()
                 seconds = time.monotonic() - began
                 result = stage.collect()
             finally:
@@ -257,13 +267,15 @@ class Executor:
             log=self.store.add_bytes(log_path.read_bytes()),
             seconds=seconds,
             lines=log.lines,
+            tainted=action.name in self.graph.tainted,
         )
         return result, seconds
 
     def _stage(self, action: Action, log_path: Path) -> Stage:
         path = self.store.stage(action.kind)
         try:
-            return Stage(path, action, self.store, self.result, log_path)
+            snapshots = {u: s for u in action.upstreams if (s := self.graph[u].snapshot)}
+            return Stage(path, action, self.store, self.result, log_path, snapshots)
         except BaseException:
             remove_tree(path)
             raise
@@ -283,6 +295,7 @@ class Executor:
             "/build/out": (stage.out, True),
             "/build/work": (stage.work, True),
             **{f"/build/in/{name}": (tree, False) for name, (tree, _) in stage.trees.items()},
+            **stage.mounts,
         }
         environment = {
             "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH,
@@ -298,6 +311,9 @@ class Executor:
             # headers are taken from the dependency files that make and ninja ask for anyway: a miss
             # then costs one run of the compiler, and not the preprocessor's as well
             environment["CCACHE_DEPEND"] = "1"
+            if stage.worktrees:
+                # a file may be edited between its being hashed and its being compiled
+                environment["CCACHE_READONLY"] = "1"
         return Container(
             name=f"{PROJECT}-{stage.path.name}",
             image=self._image(action.builder),
@@ -312,6 +328,35 @@ class Executor:
             },
             capabilities=action.capabilities,
         )
+
+    @contextlib.contextmanager
+    def _kept(self, stage: Stage) -> Iterator[None]:
+        """Give a step from a work tree the directories that its last run left, and tell later ones how it ended."""
+        action = stage.action
+        if not (action.kept and len(stage.worktrees) == 1):
+            yield
+            return
+        ((name, snapshot),) = stage.worktrees.items()
+        spec = self.graph.specs[action.name]
+        with incremental.Build(
+            snapshot, incremental.identity(spec, name), self.store.root / "locks", stage.path / "renewed"
+        ).held(
+            lambda: self._check_cancelled(action), self.clean_up_after_crashes, self.observer.note
+        ) as build:
+            for directory in action.kept:
+                (stage.work / directory).mkdir(parents=True)
+                stage.mounts[f"/build/work/{directory}"] = (build.directory(directory), True)
+            if build.changed is not None:
+                (stage.work / CHANGED).write_text("".join(f"{path}\n" for path in sorted(build.changed)))
+            for path, copy in build.renewed.items():
+                stage.mounts[f"/build/in/{name}/{path}"] = (copy, False)
+            try:
+                yield
+            except (StepFailed, Moved) as error:
+                if not (isinstance(error, StepFailed) and error.status == KILLED):
+                    build.failed(snapshot.worktree.snapshot())
+                raise
+            build.succeeded()
 
     def _run(self, stage: Stage, log: StepLog) -> None:
         action = stage.action
@@ -350,7 +395,7 @@ class Executor:
             hint = f"{action.remedy}; {hint}"
         if kept := stage.keep_evidence():
             hint += f"; what it left: {kept}"
-        why = killed if status == 137 else f"ended with {status}"
+        why = killed if status == KILLED else f"ended with {status}"
         raise StepFailed(f"{action.name} {why}", hint, tail, status)
 
     def bring_image(self, builder: str) -> str:

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from doit.cmd_base import Command
-from doit.cmdparse import CmdParseError
+from doit.cmdparse import CmdOption, CmdParseError
 from doit.exceptions import InvalidCommand, InvalidDodoFile, InvalidTask
 
+from pipeline import localsources
+from pipeline.display import Display
 from pipeline.errors import UserError, VirtRtError
 from pipeline.project import DEFAULT_PLATFORM, Project
 from pipeline.signing import SECRETS
-from pipeline.tasks import MEASURE, Session
+from pipeline.tasks import GDB, MEASURE, RUN, SSH, Session, guest_needs
 
 INTERRUPTED = 130
 
@@ -37,13 +39,56 @@ JSON_OPTION: Option = {
 }
 
 
+SOURCE_OPTION: Option = {
+    "name": "source",
+    "short": "",
+    "long": "source",
+    "type": list,
+    "default": [],
+    "help": "NAME=DIR: take the source NAME from the work tree DIR, and not from the lock; docs/local-sources.md",
+}
+
+
+@functools.cache
+def given_sources() -> dict[str, str]:
+    """What `--source` says on this process's command line, see `pipeline.localsources`.
+
+    Of the command line itself: doit takes `NAME=DIR` for a variable of its own before any command sees it. First
+    asked for where the command begins, since DIR is relative to where the user is.
+    """
+    return localsources.take(sys.argv[1:])[1]
+
+
+def without_sources(arguments: list[str]) -> list[str]:
+    """The arguments that doit hands to a command, without `--source`, wherever it stands."""
+    given_sources()
+    return [word for word in arguments if word.partition("=")[0] != localsources.OPTION]
+
+
+def typed_after(name: str, arguments: list[str]) -> list[str]:
+    """What follows `name` on this process's command line, of which doit has taken what looks like its own variables
+    (NAME=VALUE); of `arguments` where the command was not begun by that line. Without `--source`.
+    """
+    typed = localsources.take(sys.argv[1:])[0]
+    words = typed if name in typed else arguments
+    return words[words.index(name) + 1 :]
+
+
 @functools.cache
 def session() -> Session:
     """The one session of this process; the checkout is where the `pipeline` package lies."""
     environ = dict(os.environ)
     for secret in SECRETS:
         os.environ.pop(secret, None)  # of what is started, GnuPG alone gets it, and not in a variable
-    return Session(Project(Path(__file__).resolve().parent.parent, environ))
+    return Session(Project(Path(__file__).resolve().parent.parent, environ, given_sources()))
+
+
+def _display() -> Display:
+    """Where errors are shown, also that of a command line from which no session can be made."""
+    try:
+        return session().display
+    except VirtRtError:
+        return Display()
 
 
 class Interrupted(KeyboardInterrupt):
@@ -57,7 +102,7 @@ def guarded(call: Callable[[], Any]) -> int:
             status = call()
         return int(status or 0)
     except VirtRtError as error:
-        session().display.failed("", error)
+        _display().failed("", error)
         return error.exit_status
     except (CmdParseError, InvalidCommand, InvalidDodoFile, InvalidTask) as error:
         # doit's parser ends its messages with its own data structures
@@ -108,9 +153,12 @@ class Face(Command):  # type: ignore[misc]  # doit has no types
     def parse_execute(self, in_args: list[str]) -> int:
         """Refuse bad options with a line and status 2; `--help` tells what there is."""
         if "--help" in in_args:
-            print(self.help())
-            return 0
-        return guarded(lambda: super(Face, self).parse_execute(in_args))
+            return guarded(lambda: print(self.help(), flush=True))
+        return guarded(lambda: super(Face, self).parse_execute(without_sources(in_args)))
+
+    def get_options(self) -> list[CmdOption]:
+        """The command's own, and the one that all have."""
+        return [*super().get_options(), CmdOption(SOURCE_OPTION)]
 
     def perform(self, params: dict[str, Any], args: list[str]) -> int | None:
         """Do it; an exit status, or None for success."""
@@ -128,13 +176,14 @@ class Face(Command):  # type: ignore[misc]  # doit has no types
 def typed(verb: str, in_args: list[str]) -> list[str]:
     """What was typed after a command, for one whose words may have a `=`: doit takes those for variables of its own.
 
-    `in_args` is what doit has left of it, which is taken where the command was not typed.
+    `in_args` is what doit has left of it, which is taken where the command was not typed. Without `--source`.
     """
-    for position, word in enumerate(sys.argv[1:], 1):
+    words = localsources.take(sys.argv[1:])[0]
+    for position, word in enumerate(words, 1):
         if word == verb:
-            return sys.argv[position + 1 :]
+            return words[position:]
         if word.startswith(f"{verb}:"):
-            return [word.partition(":")[2], *sys.argv[position + 1 :]]
+            return [word.partition(":")[2], *words[position:]]
     return in_args
 
 
@@ -151,6 +200,10 @@ def action_names(project: Project, names: list[str]) -> list[str]:
             ]
         elif kind == MEASURE:
             raise UserError(f"{name} is no step: it measures a machine", "`doit run` alone takes it")
+        elif kind == RUN and rest in project.recipes.guests:
+            found += guest_needs(project, rest)
+        elif kind in (SSH, GDB) and rest in project.recipes.guests:
+            raise UserError(f"{name} is no step: it is about a guest that runs", f"doit {RUN}:{rest} runs it")
         elif name in project.graph:
             found.append(name)
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline import incremental
 from pipeline.engine import Engine, builder_image
 from pipeline.errors import UserError
 from pipeline.files import remove_tree
@@ -23,6 +24,7 @@ class Freed:
 
     results, blobs  how many files of results and of content
     trees           how many unpacked source trees
+    builds          how many build directories of work trees
     size            bytes that results and blobs took in the cache
     images          names of builder images
     note            why images were left alone, or empty
@@ -31,6 +33,7 @@ class Freed:
     results: int
     blobs: int
     trees: int
+    builds: int
     size: int
     images: tuple[str, ...]
     note: str
@@ -55,15 +58,16 @@ def collect(store: Store, graph: Graph, engine: Engine, unused_since: float, dry
         blobs = [path for path in store.blobs() if path.name not in referred]
         size = sum(path.stat().st_size for path in (*unused, *blobs))
         trees = [path for path in store.root.glob("trees/*") if path.name not in referred]
+        builds = incremental.unused(store.root / "local", unused_since)
         if not dry_run:
             # results first: after a crash in between, what is left of them is garbage and not a lie
             for path in (*unused, *blobs):
                 path.unlink()
-            for tree in trees:
-                remove_tree(tree)
+            for directory in (*trees, *builds):
+                remove_tree(directory)
             store.drop_free_locks()
         images, note = _collect_images(store, engine, {builder_image(key) for key in kept}, dry_run)
-    return Freed(len(unused), len(blobs), len(trees), size, images, note)
+    return Freed(len(unused), len(blobs), len(trees), len(builds), size, images, note)
 
 
 def _digests(result: Result) -> Iterator[str]:

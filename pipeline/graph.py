@@ -29,7 +29,13 @@ class Graph:
             raise InternalError(f"actions need each other: {' -> '.join(error.args[1])}", "cut it") from None
         self.keys: dict[str, str] = {}
         self.specs: dict[str, keys.Spec] = {}
+        #: Actions whose results are made from a developer's work tree, and the names of the sources it stands for.
+        self.tainted: dict[str, frozenset[str]] = {}
         for name in self.order:
+            action = self._actions[name]
+            local = {each for upstream in action.upstreams for each in self.tainted.get(upstream, ())}
+            if local or action.snapshot:
+                self.tainted[name] = frozenset(local or {name})
             self.specs[name] = keys.spec(self._actions[name], self.keys)
             self.keys[name] = keys.key(self.specs[name])
 
@@ -63,6 +69,27 @@ class Graph:
     def __len__(self) -> int:
         """The number of actions."""
         return len(self._actions)
+
+    def refuse(self, name: str) -> None:
+        """UserError when the result of an action is given out, and would be made from a work tree."""
+        if name in self.tainted and self[name].given_out:
+            raise UserError(
+                f"{name} would be made from the work tree {self.worktrees(name)}: {self[name].given_out}",
+                "leave out --source, and what local.toml says: --source NAME= takes NAME from the lock",
+            )
+
+    def worktrees(self, name: str) -> str:
+        """The work trees that an action's result is made from, for a message: `/home/user/linux (linux-rt)`."""
+        found = [self[source] for source in sorted(self.tainted[name])]
+        return ", ".join(
+            f"{action.snapshot.worktree.path} ({action.name.partition(':')[2]})"
+            for action in found
+            if action.snapshot
+        )
+
+    def remembered_as(self, name: str) -> str:
+        """Under which name the history has an action's last run; one from a work tree says little of others."""
+        return f"{name} (local)" if name in self.tainted else name
 
     def closure(self, names: Iterable[str]) -> tuple[str, ...]:
         """`names` and all they need, in build order."""

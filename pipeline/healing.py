@@ -15,15 +15,23 @@ from pipeline.debian import AptRoot, Unresolvable
 from pipeline.errors import UserError
 from pipeline.git import NoAnswer
 from pipeline.locking import Locker
-from pipeline.locks import LockedPackage, PackageSet, PackagesLock, SourceLock, SourcesLock
+from pipeline.locks import (
+    LockedPackage,
+    PackageSet,
+    PackagesLock,
+    SourceLock,
+    SourcesLock,
+    foreign,
+    qualified,
+)
 from pipeline.pool import fetch_all
 from pipeline.rootfs import write_index
 from pipeline.sourcerecipe import DebianOrigin, SourceRecipe
 
 LEFT = "left the archive"
 _UNMET = re.compile(
-    r"^ +(?:(?P<left>[^\s:]+)(?::\w+)? : )?(?:Pre-Depends|Depends|Breaks|Conflicts): "
-    r"(?P<right>[^\s:]+)(?::\w+)?.*?(?P<held>but \S+ is to be installed)?$"
+    r"^ +(?:(?P<left>[^\s:]+(?::(?!any\b)\w+)?)(?::any)? : )?(?:Pre-Depends|Depends|Breaks|Conflicts): "
+    r"(?P<right>[^\s:]+(?::(?!any\b)\w+)?).*?(?P<held>but \S+ is to be installed)?$"
 )
 
 
@@ -112,7 +120,7 @@ def _resettle(
     reasons: dict[str, str] = {}
     with _offering(locked, keep, locker) as apt:
         known = apt.known()
-        names = [package.name for package in locked.packages if package.name in known]
+        names = [package.name for package in locked.packages if package.name in known or package.bare_name in known]
         while True:
             try:
                 # Asked for by name, each package says itself why it cannot be had; what is no longer
@@ -133,8 +141,12 @@ def _resettle(
 @contextlib.contextmanager
 def _offering(locked: PackageSet, keep: Mapping[str, LockedPackage], locker: Locker) -> Iterator[AptRoot]:
     """Give an apt that offers the suite and those kept packages which its indexes no longer list."""
-    suite = locker.apt_root(locked.suite, locked.arch)
-    listed = {(stanza["Package"], stanza["Version"]) for stanza in suite.stanzas(keep)}
+    others = foreign(locked.request)
+    suite = locker.apt_root(locked.suite, locked.arch, others)
+    listed = {
+        (qualified(stanza["Package"], stanza["Architecture"], locked.arch), stanza["Version"])
+        for stanza in suite.stanzas(keep)
+    }
     unlisted = [package for package in keep.values() if (package.name, package.version) not in listed]
     if not unlisted:
         yield suite
@@ -143,7 +155,9 @@ def _offering(locked: PackageSet, keep: Mapping[str, LockedPackage], locker: Loc
         extra = Path(scratch) / "repository"
         fetch_all(unlisted, extra, locker.archives, owner=locked.name, local=locker.sources.local)
         write_index(extra)
-        apt = AptRoot(Path(scratch) / "apt", locked.suite, locked.arch, locker.archives, extra=extra)
+        apt = AptRoot(
+            Path(scratch) / "apt", locked.suite, locked.arch, locker.archives, foreign=others, extra=extra
+        )
         apt.update()
         yield apt
 

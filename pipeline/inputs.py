@@ -13,9 +13,12 @@ from pipeline import locks, pool
 from pipeline.action import ALL, Action, File, Output, Step, Upstream
 from pipeline.errors import UserError
 from pipeline.recipes import Builder
+from pipeline.worktree import WorkTree
 
 #: The output of a source action: the patched tree.
 TREE = "source.tar.zst"
+#: The kind of an action whose output is a developer's work tree.
+LOCAL = "local-source"
 #: The output of a builder action.
 ROOTFS = "rootfs.tar"
 
@@ -63,6 +66,30 @@ def source(
         parameters={"name": entry.name, "tree": entry.tree},
         outputs=(Output(TREE),),
         resource="network",
+    )
+
+
+def local_source(name: str, worktree: WorkTree, said_by: str) -> Action:
+    """Take a source from a developer's work tree, as it is now, without our patches.
+
+    The step only writes down which tree that is: those who use the source see the work tree itself. The kind is another
+    one than that of a locked source, so nothing that is made of it has the key of what is made from the lock.
+    """
+    snapshot = worktree.snapshot()
+
+    def run(step: Step) -> None:
+        (step.out / TREE).write_text(f"{snapshot.tree}\n")
+
+    return Action(
+        name=source_name(name),
+        kind=LOCAL,
+        version=1,
+        arch="all",
+        summary=f"the work tree {worktree.path} in the place of {name} ({said_by})",
+        run=run,
+        parameters={"name": name, "tree": snapshot.tree},
+        outputs=(Output(TREE),),
+        snapshot=snapshot,
     )
 
 

@@ -13,6 +13,8 @@ from pipeline.recipes import Platform
 ROLES = ("host", "guest")
 BUILDER = "kernel"
 CONTRACT = "common/contract.toml"
+#: What a role's kernel leaves for a debugger.
+DEBUGGED = {"guest": ("vmlinux",)}
 
 
 def kernel_name(platform: str, role: str) -> str:
@@ -20,8 +22,8 @@ def kernel_name(platform: str, role: str) -> str:
     return f"kernel:{platform}:{role}"
 
 
-def kernel(root: Path, name: str, platform: Platform, role: str) -> Action:
-    """Build the `role` kernel of a platform; `root` is the checkout."""
+def kernel(root: Path, name: str, platform: Platform, role: str, local: bool = False) -> Action:
+    """Build the `role` kernel of a platform; `root` is the checkout, `local` says that its source is a work tree."""
     arch = architecture(platform.arch)
     fragments = platform.kernel.fragments_of(role)
     files = {f"kernel-configs/{path}": _fragment(root, name, path) for path in (*fragments, CONTRACT)}
@@ -40,9 +42,10 @@ def kernel(root: Path, name: str, platform: Platform, role: str) -> Action:
             "ROLE": role,
             "FRAGMENTS": " ".join(fragments),
             "CONTRACT": CONTRACT,
-            "KERNEL_TARGETS": f"{arch.image} modules",
+            "KERNEL_TARGETS": " ".join((arch.image, "modules", *DEBUGGED.get(role, ()))),
         },
         place=f"{name}/kernel/{role}",
+        local=local,
     )
 
 
@@ -57,30 +60,41 @@ def compile_kernel(
     environment: dict[str, str],
     place: str | None,
     modules: bool = True,
+    local: bool = False,
 ) -> Action:
-    """The kernel step itself, for whatever fragments: `files` and `environment` as the step reads them."""
+    """The kernel step itself, for whatever fragments: `files` and `environment` as the step reads them.
+
+    From a work tree (`local`) it is run by one that knows of earlier builds.
+    """
+    of = architecture(arch)
+    debugged = [Output(each) for each in environment["KERNEL_TARGETS"].split() if each == "vmlinux"]
     step = "recipes/steps/kernel.sh"
+    if local:
+        files = {**files, "kernel.sh": File.read(root / step, step)}
+        step = "recipes/steps/kernel-local.sh"
     return Action(
         name=action,
         kind="kernel",
         version=1,
         arch=arch,
         summary=summary,
-        builder=builder_name(BUILDER),
+        builder=builder_name(of.builder(BUILDER)),
         script=File.read(root / step, step),
         files=files,
         inputs={"source": Upstream(source_name(source), TREE, unpack=True)},
-        environment=environment,
+        environment={**environment, "CROSS_COMPILE": of.cross_compile},
         outputs=(
-            Output(architecture(arch).image),
+            Output(of.image),
             Output("config"),
             Output("System.map"),
             Output("kernelrelease"),
+            *debugged,
             *([Output("modules", "directory"), Output("headers", "directory")] if modules else []),
         ),
         remedy="where a symbol is named, mend the fragment that asks for it",
         resource="heavy",
         ccache=True,
+        kept=("obj",),
         place=place,
     )
 

@@ -117,7 +117,9 @@ def labhost(
         "arch": platform.arch,
         "machine": machine_arguments(name, plan.topology),
         "parameters": [
-            parameter for parameter, _ in host_command_line(plan, table, chosen(root, name, platform, table))
+            parameter for parameter, _ in host_command_line(
+                plan, table, chosen(root, name, platform, table), platform.arch
+            )
         ],
         "isolation": ISOLATION,
         "packages": packages,

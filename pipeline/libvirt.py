@@ -90,7 +90,7 @@ def variables(
         "built": f"/opt/virt-rt/{guest.platform}/",
         "state": f"{state}/",
         "state_directory": state,
-        "machine_arch": arch.kernel,
+        "machine_arch": arch.machine,
         "kernel": arch.image,
         "boot": guest.boot,
         "cmdline": command_line(guest, platform),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import locks
+from pipeline.architecture import BUILD
 from pipeline.errors import UserError
 from pipeline.face import Face, session
 from pipeline.healing import moved_packages, moved_sources
@@ -38,7 +39,7 @@ def locker_of(project: Project) -> Locker:
 def requests_of(project: Project) -> list[Request]:
     """The package sets that the recipes ask for."""
     asked = project.recipes
-    found = [Request(f"builder/{n}", "amd64", b.suite, b.packages) for n, b in asked.builders.items()]
+    found = [Request(f"builder/{n}", BUILD, b.suite, b.packages) for n, b in asked.builders.items()]
     for name, guest in asked.guests.items():
         if asked.package_owner(name) != name:
             continue

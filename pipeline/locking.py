@@ -11,10 +11,11 @@ from typing import TypeVar
 
 import msgspec
 
+from pipeline.architecture import BUILD
 from pipeline.debian import AptRoot, Unresolvable
 from pipeline.errors import UserError
 from pipeline.git import NoAnswer
-from pipeline.locks import LockedPackage, PackageSet, PackagesLock, SourceLock, SourcesLock
+from pipeline.locks import LockedPackage, PackageSet, PackagesLock, SourceLock, SourcesLock, foreign
 from pipeline.pool import Archives, Pinned, answers
 from pipeline.sourcerecipe import DebianOrigin, GitOrigin, SourceRecipe
 from pipeline.sources import Sources
@@ -38,12 +39,12 @@ class Locker:
     """Pins sources and packages at what their origins have now.
 
     sources   the repositories, with the archives and the log to use
-    apt       directory in which apt keeps its state, one below it per suite and architecture
+    apt       directory in which apt keeps its state, one below it per suite and architectures
     """
 
     sources: Sources
     apt: Path
-    _updated: dict[tuple[str, str], AptRoot] = field(default_factory=dict)
+    _updated: dict[str, AptRoot] = field(default_factory=dict)
 
     @property
     def archives(self) -> Archives:
@@ -115,7 +116,7 @@ class Locker:
         can.
         """
         try:
-            apt = self.apt_root(origin.suite, "amd64")
+            apt = self.apt_root(origin.suite, BUILD)
             for version in [origin.version] if origin.version else apt.sources(origin.package):
                 files = apt.source(origin.package, version)
                 if self.unavailable(files):
@@ -143,7 +144,7 @@ class Locker:
 
     def lock_packages(self, request: Request) -> PackageSet:
         """Pin everything that a builder or image needs, at the newest versions that can be had."""
-        apt = self.apt_root(request.suite, request.arch)
+        apt = self.apt_root(request.suite, request.arch, foreign(request.packages))
         try:
             packages = self.settle(apt, request.packages, {})
         except Unresolvable as error:
@@ -158,13 +159,14 @@ class Locker:
             packages=packages,
         )
 
-    def apt_root(self, suite: str, arch: str) -> AptRoot:
-        """Return apt for a suite, its indexes fetched once per run."""
-        if (suite, arch) not in self._updated:
-            root = AptRoot(self.apt / f"{suite}-{arch}", suite, arch, self.archives)
+    def apt_root(self, suite: str, arch: str, others: tuple[str, ...] = ()) -> AptRoot:
+        """Return apt for a suite, its indexes fetched once per run; `others` are architectures beside `arch`."""
+        name = "-".join((suite, arch, *others))
+        if name not in self._updated:
+            root = AptRoot(self.apt / name, suite, arch, self.archives, foreign=others)
             root.update()
-            self._updated[suite, arch] = root
-        return self._updated[suite, arch]
+            self._updated[name] = root
+        return self._updated[name]
 
     def settle(
         self, apt: AptRoot, request: Collection[str], keep: Mapping[str, LockedPackage]

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from pipeline.architecture import BUILD
 from pipeline.errors import UserError
 from pipeline.files import write_atomically
 
@@ -97,7 +98,10 @@ class SourceLock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class LockedPackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One binary package, found at `path` below the base address of `archive`; `size` in bytes."""
+    """One binary package, found at `path` below the base address of `archive`; `size` in bytes.
+
+    Where it is of another architecture than its set, its name is `libc6:arm64`, as apt and dpkg say it.
+    """
 
     name: Word
     version: Word
@@ -112,9 +116,27 @@ class LockedPackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         """The last part of the path."""
         return self.path.rpartition("/")[2]
 
+    @property
+    def bare_name(self) -> str:
+        """The name without an architecture."""
+        return self.name.partition(":")[0]
+
+
+def qualified(name: str, arch: str, native: str) -> str:
+    """How a package is called in a set of the architecture `native`."""
+    return name if arch in (native, "all") else f"{name}:{arch}"
+
+
+def foreign(names: Iterable[str]) -> tuple[str, ...]:
+    """The architectures that packages are asked of beside those of their set."""
+    return tuple(sorted({arch for name in names for _, _, arch in [name.partition(":")] if arch}))
+
 
 class PackageSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything a builder or guest image is made of: what was asked for and what apt made of it."""
+    """Everything a builder or guest image is made of: what was asked for and what apt made of it.
+
+    What is asked for as `name:arm64` is of that architecture, beside those of `arch`.
+    """
 
     name: SetName
     arch: Word
@@ -130,7 +152,7 @@ class PackageSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise ValueError(f"package {twice} is locked twice")
         if missing := sorted(set(self.request) - set(names)):
             raise ValueError(f"requested but not locked: {', '.join(missing)}")
-        if wrong := [p.name for p in self.packages if p.arch not in (self.arch, "all")]:
+        if wrong := [p.name for p in self.packages if p.name != qualified(p.bare_name, p.arch, self.arch)]:
             raise ValueError(f"package {wrong[0]} is not for {self.arch}")
 
 
@@ -168,11 +190,11 @@ class PackagesLock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     schema: Literal[1] = SCHEMA
     sets: tuple[PackageSet, ...] = ()
 
-    def find(self, name: str, arch: str = "amd64") -> PackageSet | None:
+    def find(self, name: str, arch: str = BUILD) -> PackageSet | None:
         """Return the set of that name and architecture, if there is one."""
         return next((s for s in self.sets if s.name == name and s.arch == arch), None)
 
-    def get(self, name: str, arch: str = "amd64") -> PackageSet:
+    def get(self, name: str, arch: str = BUILD) -> PackageSet:
         """Return the set of that name and architecture; UserError when it is not locked."""
         found = self.find(name, arch)
         if found is None:

@@ -75,9 +75,9 @@ def make(project: Project, asked: Asked, known: Inventory) -> Made:
         raise UserError(
             f"{name} is no name for a platform", "at most 41 lower-case letters, digits and '-', no '-' first"
         )
-    debian = next((each.debian for each in ARCHITECTURES.values() if each.kernel == known.arch), None)
+    debian = next((each.debian for each in ARCHITECTURES.values() if each.machine == known.arch), None)
     if debian is None:
-        supported = ", ".join(each.kernel for each in ARCHITECTURES.values())
+        supported = ", ".join(each.machine for each in ARCHITECTURES.values())
         raise UserError(f"the machine is {known.arch}, for which nothing is built", f"it may be: {supported}")
     targets = _targets(name, asked.topology)
     for path in (*targets.values(), Path(f"kernel-configs/{name}"), Path(f"docs/platforms/{name}.svg")):
@@ -150,7 +150,8 @@ def _write(
         "description": machine.quoted(about),
         "about": about,
         "arch": debian,
-        "kernel_arch": known.arch,
+        "kernel_arch": ARCHITECTURES[debian].kernel,
+        "machine_arch": known.arch,
         "topology": asked.topology or name,
         "release": known.release,
         "nr_cpus": max(_NR_CPUS, 1 << max(topology.cpus).bit_length()),
@@ -160,7 +161,7 @@ def _write(
     render = _renderer(copy)
     _add(copy / targets["platform.toml.j2"], render("platform.toml.j2", variables))
     platform = read(copy / targets["platform.toml.j2"], Platform, copy)
-    tree = _tree(project, platform, known.arch, remarks)
+    tree = _tree(project, platform, ARCHITECTURES[debian].kernel, remarks)
     if not known.config:
         remarks.append(
             "The configuration of that machine's kernel was not told: drivers are asked for without options."
@@ -272,7 +273,7 @@ def _check(copy: Path, environ: Mapping[str, str], name: str, files: Sequence[Pa
         platform, plan = project.recipes.platform(name), project.recipes.plans[name]
         project.graph  # noqa: B018 - every action and key
         choices = chosen(copy, name, platform, project.settings)
-        command_line = host_command_line(plan, project.settings, choices)
+        command_line = host_command_line(plan, project.settings, choices, platform.arch)
     except UserError as error:
         raise UserError(
             f"this machine makes no platform, nothing was written: {error.message}",

@@ -124,7 +124,7 @@ class Maker:
             "release": self.release.version,
             "maintainer": self.release.maintainer,
             "arch": platform.arch,
-            "rpm_arch": architecture(platform.arch).kernel,
+            "rpm_arch": architecture(platform.arch).machine,
             "sources": {
                 source: self._version_of(what, source)
                 for licence in recipe.licences

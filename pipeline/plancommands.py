@@ -98,7 +98,7 @@ class CpuPlan(Face):
         topology = params["topology"] or platform.topology
         plan, guests, notes = plan_on(project.root, project.recipes, name, topology)
         choices = chosen(project.root, name, platform, project.settings)
-        command_line = host_command_line(plan, project.settings, choices)
+        command_line = host_command_line(plan, project.settings, choices, platform.arch)
         title = f"{name} on {topology}: {plan.topology.description}"
         if params["as_json"] or params["svg"]:
             for note in notes:

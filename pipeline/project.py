@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -21,6 +22,7 @@ from pipeline import (
     launch,
     libvirt,
     lint,
+    localsources,
     locks,
     packages,
     pool,
@@ -33,6 +35,7 @@ from pipeline import (
     signing,
     stack,
     tuning,
+    worktree,
 )
 from pipeline.action import Action
 from pipeline.artifacts import Artifacts
@@ -47,10 +50,19 @@ DEFAULT_PLATFORM = "qemu-q35"
 class Project:
     """A checkout and the cache it uses; everything is read when it is first asked for."""
 
-    def __init__(self, root: Path, environ: Mapping[str, str] = os.environ) -> None:
-        """`root` is the checkout; `environ` decides the cache and the archive mirror."""
+    def __init__(
+        self,
+        root: Path,
+        environ: Mapping[str, str] = os.environ,
+        given_sources: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`root` is the checkout; `environ` decides the cache and the archive mirror.
+
+        `given_sources` are directories of work trees by name of source, see `pipeline.localsources`.
+        """
         self.root = root
         self.environ = environ
+        self._given_sources = given_sources
 
     @cached_property
     def cache(self) -> Path:
@@ -112,6 +124,12 @@ class Project:
         return locks.load_sources(self.root / locks.SOURCES_LOCK)
 
     @cached_property
+    def local_sources(self) -> dict[str, localsources.LocalSource]:
+        """Which sources are taken from work trees instead, by name."""
+        known = [entry.name for entry in self.sources_lock.sources]
+        return localsources.load(self.root, self._given_sources, known)
+
+    @cached_property
     def packages_lock(self) -> locks.PackagesLock:
         """Which Debian packages are used."""
         return locks.load_packages(self.root / locks.PACKAGES_LOCK)
@@ -143,10 +161,21 @@ class Project:
         return Graph(self._actions())
 
     def products(self, platform: str) -> tuple[str, ...]:
-        """Names of all products of a platform, in build order."""
+        """Names of all products of a platform, in build order; without those that a work tree may not get into."""
         self.recipes.platform(platform)
         prefix = f"{platform}/"
-        return tuple(a.name for a in self.graph if a.place is not None and a.place.startswith(prefix))
+        return tuple(
+            a.name
+            for a in self.graph
+            if a.place is not None
+            and a.place.startswith(prefix)
+            and not (a.name in self.graph.tainted and a.kind == "release")
+        )
+
+    def refuse_tainted(self, names: Iterable[str]) -> None:
+        """UserError when what is given out would be made from a work tree by bringing these actions up to date."""
+        for name in self.graph.closure(names):
+            self.graph.refuse(name)
 
     def plan(self, names: Iterable[str]) -> dict[str, State]:
         """What a run of these actions would do."""
@@ -160,7 +189,7 @@ class Project:
 
     def expected_seconds(self, name: str) -> float | None:
         """How long that step took the last time on this machine, if it ever ran."""
-        known = history.last(self.store, name)
+        known = history.last(self.store, self.graph.remembered_as(name))
         return known.seconds if known else None
 
     # The graph --------------------------------------------------------------------------------
@@ -179,8 +208,14 @@ class Project:
                 if inputs.source_name(source) not in made:
                     add(self._source(source))
             for role in kernel.ROLES:
-                add(kernel.kernel(self.root, name, platform, role))
+                add(
+                    kernel.kernel(
+                        self.root, name, platform, role, platform.kernel.source in self.local_sources
+                    )
+                )
             add(qemu.qemu(self.root, name, platform))
+            if (emulator := qemu.emulator(self.root, name, platform)) is not None:
+                add(emulator)
         for name, builder in asked.builders.items():
             locked = self.packages.get(f"builder/{name}")
             add(inputs.packages(locked, self.archives))
@@ -239,6 +274,10 @@ class Project:
         return list(made.values())
 
     def _source(self, name: str) -> Action:
+        local = self.local_sources.get(name)
+        if local is not None:
+            tree = worktree.open_tree(local.directory, self.cache / "local")
+            return inputs.local_source(name, tree, local.said_by)
         return inputs.source(
             self.sources_lock.get(name),
             inputs.patches_of(self.root, name),

@@ -68,6 +68,7 @@ class Publish(Face):
         place = destinations.destination(self.one(args, "DEST"))
         platform = params["platform"]
         project.recipes.platform(platform)
+        _refuse_tainted(project, platform)
         channel = params["channel"] or project.release.repository.channels[0]
         made, record = _made(project, platform)
         with signing.Signer(_environment(project, params["previous_key"]), project.config) as signer:
@@ -109,6 +110,7 @@ class Promote(Face):
         place = destinations.destination(self.one(args, "DEST"))
         platform = params["platform"]
         project.recipes.platform(platform)
+        _refuse_tainted(project, platform)
         source, target = channels(project.release.repository.channels, params["from"], params["to"])
         with signing.Signer(_environment(project, params["previous_key"]), project.config) as signer:
             publisher = publishing.Publisher(place, project.release.repository, signer, say)
@@ -140,6 +142,11 @@ def _options_first(words: list[str]) -> list[str]:
     return words
 
 
+def _refuse_tainted(project: Project, platform: str) -> None:
+    """Give nothing out while a work tree stands for a source of it: what was tried is not what clients would get."""
+    project.graph.refuse(release_name(platform))
+
+
 def _made(project: Project, platform: str) -> tuple[Path, Path]:
     """The platform's repository and the description of its release, which are current and as they were made."""
     names = (repo_name(platform), release_name(platform))
@@ -148,6 +155,11 @@ def _made(project: Project, platform: str) -> tuple[Path, Path]:
     for action in (repository, release):
         if not project.artifacts.current(action, project.graph.keys[action.name]):
             raise UserError(f"{action.name} is not current", f"make it first: {remedy}")
+        manifest = project.artifacts.manifest(action)
+        if manifest is None or manifest["tainted"]:
+            raise UserError(
+                f"{action.name} was made from a work tree", f"make it from what is locked: {remedy}"
+            )
     for difference in project.artifacts.verify(repository):
         where = difference.path.relative_to(project.root)
         raise UserError(f"{where}: {difference.reason}", f"make it again: {remedy}")

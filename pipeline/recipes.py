@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
+from pipeline.architecture import ARCHITECTURES
 from pipeline.cpuplan import MIN_GUEST_MIB, GuestRequest, HostPlan, PlanError
 from pipeline.errors import UserError
 from pipeline.placement import host_plan
@@ -20,12 +21,15 @@ from pipeline.topology import CpuList, PciAddress, Topology, TopologyError
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9.-]*\Z", max_length=63)]
 Package = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9+.-]+\Z")]
+#: A package of a builder: `name:arm64` is that architecture's, beside those of the builder's own.
+BuilderPackage = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?\Z")]
 Unit = Annotated[
     str, msgspec.Meta(pattern=r"\A[A-Za-z0-9:_.@-]+\.(service|timer|socket|target|mount|path|swap)\Z")
 ]
 #: A name of qemu's for an emulated machine, such as `x86_64-softmmu`.
 QemuTarget = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9_]+-softmmu\Z")]
-Arch = Literal["amd64"]
+#: Debian's name of an architecture.
+Arch = Annotated[str, msgspec.Meta(pattern=rf"\A({'|'.join(ARCHITECTURES)})\Z")]
 Line = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z")]
 Mac = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f][02468ace](:[0-9a-f]{2}){5}\Z")]
 #: A network interface's name: what the kernel allows (15 bytes), and no shell would trip over.
@@ -39,7 +43,7 @@ class Builder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     description: Line
     suite: Name
-    packages: Annotated[tuple[Package, ...], msgspec.Meta(min_length=1)]
+    packages: Annotated[tuple[BuilderPackage, ...], msgspec.Meta(min_length=1)]
 
 
 class KernelSources(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -138,6 +138,7 @@ class Maker:
                 *(Output(each) for each in (RECORD, MATERIALS, SPDX, CYCLONEDX, PAGE, KEY, *UNSUMMED)),
             ),
             place=f"{name}/release",
+            given_out="a release is made from what is locked",
         )
 
     @staticmethod

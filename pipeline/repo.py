@@ -71,6 +71,7 @@ def repo(
             *(Output(file) for file in ("key.asc", "repository.json", *configurations)),
         ),
         place=f"{name}/repo",
+        given_out="" if identity is None or identity.development else f"{identity.name} signs what is locked",
     )
 
 

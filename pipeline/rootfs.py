@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pipeline.errors import InternalError, UserError
-from pipeline.locks import LockedPackage
+from pipeline.locks import LockedPackage, foreign
 
 EPOCH = 1767225600
 """What is made on the way is dated 2026-01-01 00:00 UTC, and so is whatever is younger."""
@@ -69,7 +69,7 @@ def make_rootfs(
             "mmdebstrap",
             f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
             "--variant=custom",
-            f"--architectures={arch}",
+            f"--architectures={','.join((arch, *foreign(package.name for package in packages)))}",
             f"--include={','.join(sorted(package.name for package in packages))}",
             '--aptopt=APT::Install-Recommends "false"',
             "--dpkgopt=force-unsafe-io",

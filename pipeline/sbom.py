@@ -188,7 +188,7 @@ def _debian(package: LockedPackage, suite: str) -> Component:
         kind="debian",
         name=package.name,
         version=package.version,
-        purl=_purl("deb", "debian", package.name, package.version, arch=package.arch, distro=suite),
+        purl=_purl("deb", "debian", package.bare_name, package.version, arch=package.arch, distro=suite),
         sha256=package.sha256,
         address=f"{ARCHIVES}/{package.archive}/{package.path}",
     )

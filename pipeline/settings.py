@@ -17,7 +17,7 @@ import msgspec
 from pipeline.cpuplan import HostPlan, affinity_mask
 from pipeline.errors import UserError
 from pipeline.recipefile import place_of, read
-from pipeline.recipes import Line, Name, Platform, Unit
+from pipeline.recipes import Arch, Line, Name, Platform, Unit
 from pipeline.topology import cpulist
 
 RECIPE = "recipes/tuning.toml"
@@ -51,11 +51,13 @@ class Setting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     value    what it is set to; only a parameter of the command line may have none
     reason   why; goes as a comment into what is generated
     source   where that is written down
+    arch     architectures whose hosts have it (Debian's names); all, when none is named
     absent   why it is fine where the kernel does not have this; None where that is an error
     witness  a path that must exist for `absent` to hold
     """
 
     value: Value | None = None
+    arch: tuple[Arch, ...] = ()
     reason: Prose
     source: Line
     absent: Prose | None = None
@@ -159,15 +161,25 @@ def load(root: Path) -> Table:
     return Table(settings=settings(outline, []), choices=choices)
 
 
+def of_architecture(settings: Mapping[str, Setting], arch: str) -> dict[str, Setting]:
+    """Those settings that hosts of an architecture have."""
+    return {name: setting for name, setting in settings.items() if not setting.arch or arch in setting.arch}
+
+
 def chosen(root: Path, name: str, platform: Platform, table: Table) -> tuple[str, ...]:
     """The choices of a platform, the one that its timers amount to among them.
 
-    A UserError names the line of one that does not exist.
+    A UserError names the line of one that does not exist, or that sets nothing on the platform's architecture.
     """
     for index, choice in enumerate(platform.choices):
+        place = place_of(root / "recipes" / "platforms" / f"{name}.toml", root, "choices", str(index))
         if choice not in table.choices:
-            place = place_of(root / "recipes" / "platforms" / f"{name}.toml", root, "choices", str(index))
             raise _unknown(choice, table, f"{place}: ")
+        kinds = table.choices[choice].settings.values()
+        if not any(of_architecture(settings, platform.arch) for settings in kinds):
+            raise UserError(
+                f"{place}: {choice} sets nothing on {platform.arch}", "take it out of the platform's choices"
+            )
     if platform.high_resolution_timers or WITHOUT_TIMERS in platform.choices:
         return platform.choices
     if WITHOUT_TIMERS not in table.choices:
@@ -192,8 +204,10 @@ class Resolved:
     witness: str = ""
 
 
-def resolve(plan: HostPlan, table: Table, choices: Iterable[str]) -> dict[str, list[Resolved]]:
-    """Every setting of a host, by kind and in the recipe's order; what was chosen replaces what it names.
+def resolve(
+    plan: HostPlan, table: Table, choices: Iterable[str], arch: str
+) -> dict[str, list[Resolved]]:
+    """Every setting of a host of the architecture `arch`, by kind and in the recipe's order; what was chosen replaces what it names.
 
     Raises `UserError` for a choice that the table does not have.
     """
@@ -204,9 +218,9 @@ def resolve(plan: HostPlan, table: Table, choices: Iterable[str]) -> dict[str, l
             raise _unknown(choice, table)
     found: dict[str, list[Resolved]] = {}
     for kind in _NAMES:
-        merged = dict(table.settings.get(kind, {}))
+        merged = of_architecture(table.settings.get(kind, {}), arch)
         for choice in asked:
-            merged |= table.choices[choice].settings.get(kind, {})
+            merged |= of_architecture(table.choices[choice].settings.get(kind, {}), arch)
         found[kind] = [
             Resolved(
                 name=expanded,
@@ -224,14 +238,16 @@ def resolve(plan: HostPlan, table: Table, choices: Iterable[str]) -> dict[str, l
     return found
 
 
-def host_command_line(plan: HostPlan, table: Table, choices: Iterable[str]) -> list[tuple[str, str]]:
-    """The host kernel's parameters beside its own root and console, each with its reason.
+def host_command_line(
+    plan: HostPlan, table: Table, choices: Iterable[str], arch: str
+) -> list[tuple[str, str]]:
+    """The kernel's parameters of a host of the architecture `arch` beside its own root and console, each with its reason.
 
     Raises `UserError` for a choice that the table does not have.
     """
     return [
         (f"{setting.name}={setting.value}" if setting.value else setting.name, setting.reason)
-        for setting in resolve(plan, table, choices)["command_line"]
+        for setting in resolve(plan, table, choices, arch)["command_line"]
     ]
 
 

@@ -138,7 +138,9 @@ def stack_proof(
         "other_cpu": elsewhere[-1],
         "machine": machine_arguments(name, plan.topology),
         "parameters": [
-            parameter for parameter, _ in host_command_line(plan, table, chosen(root, name, platform, table))
+            parameter for parameter, _ in host_command_line(
+                plan, table, chosen(root, name, platform, table), platform.arch
+            )
         ],
         "physical": PHYSICAL,
         "function": FUNCTION,

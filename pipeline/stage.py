@@ -8,27 +8,40 @@ Every byte in `in/` comes from memory or from a verified blob, and is compared a
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from pipeline import archive, trees
 from pipeline.action import ALL, Action, Output
 from pipeline.errors import InternalError, UserError
 from pipeline.files import digest_file, remove_tree, tree_digests
 from pipeline.store import Blob, Result, Store
+from pipeline.worktree import Snapshot
 
 #: Files a failed step left that are kept beside its log, up to this size in bytes.
 EVIDENCE = 10_000_000
 
 
+class Moved(UserError):
+    """A work tree was edited while a step read it."""
+
+
 class Stage:
     """The directory in which one step of `action` runs once.
 
-    `results` brings the result of an upstream action, `log` is the step's log: errors name it.
+    `results` brings the result of an upstream action, `log` is the step's log: errors name it. `snapshots` are work
+    trees that stand for outputs, by name of upstream action.
     """
 
     def __init__(
-        self, path: Path, action: Action, store: Store, results: Callable[[str], Result], log: Path
+        self,
+        path: Path,
+        action: Action,
+        store: Store,
+        results: Callable[[str], Result],
+        log: Path,
+        snapshots: Mapping[str, Snapshot] = MappingProxyType({}),
     ) -> None:
         """Lay out the inputs in the existing, empty directory `path`."""
         self.path, self.action = path, action
@@ -47,10 +60,16 @@ class Stage:
             target.chmod(0o755 if file.executable else 0o644)
         #: Kept trees by the path in `inputs` at which a container sees them, and their archives.
         self.trees: dict[str, tuple[Path, Blob]] = {}
+        #: Work trees, likewise.
+        self.worktrees: dict[str, Snapshot] = {}
+        #: What more a container sees: host path by path in it, and whether it is writable.
+        self.mounts: dict[str, tuple[Path, bool]] = {}
         for name, used in action.inputs.items():
             upstream = results(used.action)
             target = self.inputs / name
-            if used.unpack and action.builder:
+            if used.action in snapshots:
+                self._show(name, snapshots[used.action])
+            elif used.unpack and action.builder:
                 blob, _ = upstream.outputs[used.output]
                 self.trees[name] = trees.bring(store, blob), blob
                 target.mkdir(parents=True)  # where the tree is mounted
@@ -59,6 +78,25 @@ class Stage:
                     self._lay(upstream, output, target / output)
             else:
                 self._lay(upstream, used.output, target)
+
+    def _show(self, name: str, snapshot: Snapshot) -> None:
+        """Let a container see a work tree itself, but nothing of git's: a build is not to ask where it is."""
+        worktree = snapshot.worktree
+        used = self.action.inputs[name]
+        if not (used.unpack and self.action.builder):
+            raise InternalError(f"{self.action.name} takes {used.action} as a file", "a work tree is none")
+        worktree.require_clean()
+        self.worktrees[name] = snapshot
+        (self.inputs / name).mkdir(parents=True)
+        self.mounts[f"/build/in/{name}"] = (worktree.path, False)
+        inner, nothing = worktree.path / ".git", self.path / "nothing"
+        if inner.is_dir():
+            nothing.mkdir(exist_ok=True)
+        elif inner.exists():  # of a work tree beside another one
+            nothing.touch()
+        else:
+            return
+        self.mounts[f"/build/in/{name}/.git"] = (nothing, False)
 
     def _lay(self, upstream: Result, output: str, target: Path) -> None:
         blob, kind = upstream.outputs[output]
@@ -81,6 +119,12 @@ class Stage:
         for name, (_, blob) in self.trees.items():
             if not trees.intact(self._store, blob):
                 raise self._changed(name)
+        for snapshot in self.worktrees.values():
+            if snapshot.worktree.snapshot().signature != snapshot.signature:
+                raise Moved(
+                    f"{self.action.name}: {snapshot.worktree.path} changed while doit ran; the result is not kept",
+                    "run doit again",
+                )
 
     def _changed(self, name: str) -> InternalError:
         return InternalError(
@@ -92,7 +136,7 @@ class Stage:
         """sha256 by path of every input file but those of trees, which have signatures."""
         digests = {name: file.digest for name, file in self.action.files.items()}
         for name, used in self.action.inputs.items():
-            if name in self.trees:
+            if name in self.trees or name in self.worktrees:
                 continue
             outputs = self._results(used.action).outputs
             laid = {f"{name}/{o}": o for o in outputs} if used.output == ALL else {name: used.output}

@@ -20,11 +20,16 @@ from pipeline.display import Display
 from pipeline.engine import Engine
 from pipeline.errors import UserError, VirtRtError
 from pipeline.executor import Cancelled, Executor
+from pipeline.image import image_name
+from pipeline.kernel import kernel_name
+from pipeline.packages import package_name
 from pipeline.plan import State
 from pipeline.project import DEFAULT_PLATFORM, Project
 
 #: The tasks that measure machines: no actions, since nothing of what they find can be kept for another time.
 MEASURE = "measure"
+#: The tasks about a guest that runs from this checkout: it is started, logged into, debugged.
+RUN, SSH, GDB = "run", "ssh", "gdb"
 
 
 class Memory:
@@ -156,6 +161,22 @@ def measure_summary(platform: str) -> str:
     return f"measure a real machine of {platform} over ssh: TARGET=user@host"
 
 
+def guest_needs(project: Project, guest: str) -> list[str]:
+    """The products that a run of a guest is made of: kernel, disk, and the emulator with its libraries."""
+    platform = project.recipes.guests[guest].platform
+    return [kernel_name(platform, "guest"), image_name(guest), package_name(platform, "qemu")]
+
+
+def guest_tasks(guests: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Name and summary of every task about a guest that runs from this checkout."""
+    for guest in guests:
+        yield f"{RUN}:{guest}", f"boot {guest} from the current artifacts, its console on this terminal"
+    for guest in guests:
+        yield f"{SSH}:{guest}", f"log into {guest}, which runs, or run a command in it"
+    for guest in guests:
+        yield f"{GDB}:{guest}", f"debug the kernel of {guest}, which runs"
+
+
 def tasks(session: Session) -> Iterator[dict[str, Any]]:
     """Every action as a doit task, and one group per platform."""
     project = session.project
@@ -176,6 +197,17 @@ def tasks(session: Session) -> Iterator[dict[str, Any]]:
             "actions": [(_Measure(session, platform),)],
             "uptodate": [False],
             "io": {"capture": False},
+        }
+    for name, summary in guest_tasks(project.recipes.guests):
+        basename, _, guest = name.partition(":")
+        # what is done is not doit's: a terminal is handed over
+        needed = guest_needs(project, guest) if basename == RUN else []
+        yield {
+            "basename": basename,
+            "name": guest,
+            "doc": summary,
+            "actions": None,
+            "task_dep": needed,
         }
 
 

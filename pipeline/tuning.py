@@ -93,7 +93,7 @@ def plan_json(
     Settings that a kernel may lack have `absent`, which says why that is fine, and perhaps `witness`, the path that
     must exist for it. Keys are in the order in which a person reads them.
     """
-    settings = resolve(plan, table, choices)
+    settings = resolve(plan, table, choices, platform.arch)
     return {
         "schema": 1,
         "platform": name,

@@ -66,7 +66,7 @@ def linux(template: Standin) -> Path:
 
 def words(test: str, good: str, bad: str, *more: str) -> list[str]:
     """A command to type."""
-    asked = ["--source", "linux-rt", "--good", good, "--bad", bad, "--test", test]
+    asked = ["--good", good, "--bad", bad, "--test", test]
     return ["bisect:qemu-q35", *asked, *more]
 
 
@@ -167,11 +167,9 @@ def test_a_command_judges_and_what_cannot_be_told_is_said(project: Standin, linu
         (words("builds", "v6.12.1-rt1", "main", "--target", "root@board"), "--test builds measures nothing"),
         (words("p99.9<40", "v6.12.1-rt1", "main", "--target", "root@board"), "p99.9<40 needs --install"),
         (words("qemu:qemu-q35", "v6.12.1-rt1", "main"), "qemu:qemu-q35 does not depend on linux-rt"),
-        (["bisect:qemu-q35", "--source", "linux-rt"], "doit bisect needs --good"),
-        (
-            ["bisect:qemu-q35", "--source", "x", "--good", "a", "--bad", "b", "--test", "c"],
-            "nothing is built from x",
-        ),
+        (["bisect:qemu-q35", "--bad", "main"], "doit bisect needs --good"),
+        (words("builds", "v6.12.1-rt1", "main", "--of", "x"), "nothing is built from x"),
+        (words("builds", "v6.12.1-rt1", "main", "--source", "linux-rt=."), "is taken from a work tree"),
     ],
 )
 def test_what_proves_nothing_is_refused(project: Standin, arguments: list[str], message: str) -> None:

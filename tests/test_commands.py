@@ -55,6 +55,7 @@ PRODUCTS = {
     "repo:qemu-q35",
     "release:qemu-q35",
 }
+RUNS = {"run:rt-guest", "ssh:rt-guest", "gdb:rt-guest"}
 CURRENT = f"everything is current ({len(PRODUCTS)} tasks)\n"
 GUEST_CONFIG = "kernel-configs/qemu-q35/guest-config"
 
@@ -215,15 +216,15 @@ def test_a_group_is_a_task(project: Standin) -> None:
 # Reading commands -----------------------------------------------------------------------------
 
 
-def test_list_names_the_products_and_the_machines_to_measure(project: Standin) -> None:
+def test_list_names_the_products_the_machines_to_measure_and_the_guests_to_run(project: Standin) -> None:
     done = project.doit("list")
     lines = dict(line.split(maxsplit=1) for line in done.out.splitlines())
     of_canoe = {name for name in lines if "canoe" in name}
-    assert lines.keys() - of_canoe == {*PRODUCTS, "platform:qemu-q35", "measure:qemu-q35"}
+    assert lines.keys() - of_canoe == {*PRODUCTS, "platform:qemu-q35", "measure:qemu-q35", *RUNS}
     expected = {
         name.replace("qemu-q35", platform).replace("rt-guest", guest)
         for name in PRODUCTS - {"labhost:qemu-q35", "stack:qemu-q35"}
-        | {"platform:qemu-q35", "measure:qemu-q35"}
+        | {"platform:qemu-q35", "measure:qemu-q35", *RUNS}
         for platform, guest in (
             ("canoe-pass", "canoe-guest"),
             ("canoe-pass-single-socket", "canoe-single-guest"),
@@ -231,6 +232,7 @@ def test_list_names_the_products_and_the_machines_to_measure(project: Standin) -
         if "irqlat" not in name
     }
     assert of_canoe == expected
+    assert lines["run:rt-guest"].startswith("boot rt-guest from the current artifacts")
     assert lines["measure:canoe-pass"] == "measure a real machine of canoe-pass over ssh: TARGET=user@host"
     everything = json.loads(project.doit("list", "--all", "--json").out)
     assert {"source:linux-rt", "builder:kernel"} <= {row["task"] for row in everything}

@@ -21,9 +21,21 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 import pytest
+from doit.doit_cmd import DoitMain
 
-from pipeline import bootproof, contract, drivers, gate, recipefile, recipes, sourcerecipe, topology
+from pipeline import (
+    bootproof,
+    contract,
+    drivers,
+    gate,
+    recipefile,
+    recipes,
+    reference,
+    sourcerecipe,
+    topology,
+)
 from pipeline.cpuplan import guest_plan
+from pipeline.helpcommands import HelpFace
 from pipeline.project import Project
 from tests import standin
 from tests.standin import Standin
@@ -311,6 +323,20 @@ def test_every_command_is_described() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     commands = project["tool"]["doit"]["plugins"]["command"]
     assert [name for name in commands if not re.search(rf"^### `doit {name}\b", page, re.MULTILINE)] == []
+
+
+def test_the_reference_is_what_commands_and_recipes_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`doit reference` writes it again."""
+    monkeypatch.chdir(ROOT)  # doit looks there for its table of commands
+    commands = HelpFace(cmds=DoitMain().get_cmds()).commands()
+    pages = reference.pages(commands)
+    assert {path for path, text in pages.items() if (ROOT / path).read_text() != text} == set()
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs/reference").iterdir()} == set(pages)
+    for name, kind in commands.items():
+        assert f"\n## {name}\n" in pages["docs/reference/command-line.md"]
+        assert all(
+            f"`{flag}" in pages["docs/reference/command-line.md"] for o in kind.options for flag in o.flags
+        )
 
 
 def test_every_kind_of_task_is_described() -> None:

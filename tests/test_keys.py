@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from pipeline.action import Action, File, Output, Step, Upstream
 from pipeline.errors import InternalError, UserError
 from pipeline.graph import Graph
+from pipeline.worktree import Snapshot, WorkTree
 from tests.conftest import host_step
 
 #: A changed value for every field of Action; a field that is in neither table fails the test below.
@@ -31,6 +33,9 @@ STAYS: dict[str, Any] = {
     "summary": "told otherwise",
     "resource": "heavy",
     "ccache": True,
+    "kept": ("obj",),
+    "given_out": "another reason",
+    "snapshot": Snapshot(WorkTree(Path("/a"), Path("/b")), "1" * 40, "2" * 64, frozenset()),
     "place": "platform/product",
     "remedy": "try again",
 }

@@ -32,7 +32,7 @@ MOST_OBJECTS = 1000
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
-def pocket_kernel(name: str = "kernel:pocket", extra: str = "") -> Action:
+def pocket_kernel(name: str = "kernel:pocket", extra: str = "", local: bool = False) -> Action:
     """The kernel action of the pocket configuration, with more lines if wanted."""
     config = (POCKET / "pocket-config").read_text() + extra
     contract = File.read(POCKET / "contract.toml", "tests/pocket/contract.toml")
@@ -57,6 +57,7 @@ def pocket_kernel(name: str = "kernel:pocket", extra: str = "") -> Action:
         },
         modules=False,
         place=None,
+        local=local,
     )
 
 

@@ -179,7 +179,7 @@ def test_packages_come_from_the_lock_by_hash_alone(machine: Machine) -> None:
     assert "--only-binary :all:" in pip
 
 
-@pytest.mark.parametrize("purpose", ["test", "lint"])
+@pytest.mark.parametrize("purpose", ["test", "lint", "docs"])
 def test_developers_packages_are_added_to_a_current_venv(machine: Machine, purpose: str) -> None:
     machine.run("setup")
     machine.called()
@@ -362,9 +362,10 @@ def test_missing_rights_on_the_socket_are_named(machine: Machine) -> None:
     assert "usermod -aG docker jane" in stopped.stderr
 
 
-def test_lint_needs_no_engine(machine: Machine) -> None:
+@pytest.mark.parametrize("purpose", ["lint", "docs"])
+def test_lint_and_docs_need_no_engine(machine: Machine, purpose: str) -> None:
     machine.engine_answers(False)
-    assert machine.run("setup", "lint").returncode == 0
+    assert machine.run("setup", purpose).returncode == 0
     assert "docker" not in machine.calls.read_text()
 
 

@@ -6,14 +6,16 @@
 #      contract.py     the check of the final configuration
 #      kconfig-why.c   explains a symbol that did not take
 # Env: ARCH            the kernel's name of the architecture (x86_64)
+#      CROSS_COMPILE   what the names of the compiler and its tools begin with; empty where the kernel is for this machine
 #      ROLE            host or guest: the part of the contract that applies
 #      FRAGMENTS       fragments in order, relative to kernel-configs/; later ones win
 #      CONTRACT        the contract, relative to kernel-configs/
-#      KERNEL_TARGETS  what make builds (bzImage modules)
+#      KERNEL_TARGETS  what make builds, the kernel image first (bzImage modules vmlinux)
 #      ACTION_KEY      the step's own key: its first 12 digits end the kernel's release, so that two builds can be installed
 #                      beside each other
 # Out: the kernel image under its own name (bzImage), config, System.map, kernelrelease; with the target modules also
-#      modules/ (lib/modules/<release>/...) and headers/ (what drivers are built against out of tree)
+#      modules/ (lib/modules/<release>/...) and headers/ (what drivers are built against out of tree), with the target vmlinux
+#      that file, in which a debugger finds names and lines
 set -euo pipefail
 
 readonly source=/build/in/source configs=/build/in/kernel-configs obj=/build/work/obj
@@ -30,25 +32,35 @@ export KBUILD_BUILD_TIMESTAMP KBUILD_BUILD_USER=virt-rt KBUILD_BUILD_HOST=virt-r
 export KCFLAGS="-ffile-prefix-map=$source/= -ffile-prefix-map=$obj/=" KAFLAGS="-ffile-prefix-map=$source/= -ffile-prefix-map=$obj/="
 # A compiler is known to ccache by its bytes: two images with equal time stamps never share an object.
 export CCACHE_COMPILERCHECK=content
-cc=gcc
+cc=${CROSS_COMPILE}gcc hostcc=gcc
 if [[ -n ${CCACHE_DIR:-} ]]; then
   # A file that the assembler includes (.incbin) is in no list of dependencies: of two kernels of one size, ccache would
   # give the second the compressed image, or the configuration, of the first. Such a source is always compiled.
-  cc=/build/work/cc
-  cat >"$cc" <<'END'
+  cached() { # COMPILER WRAPPER
+    cat >"$2" <<END
 #!/bin/sh
 for argument; do
-  case $argument in
-    *.[cS]) if grep -q '\.incbin' "$argument"; then exec gcc "$@"; fi ;;
+  case \$argument in
+    *.[cS]) if grep -q '\\.incbin' "\$argument"; then exec $1 "\$@"; fi ;;
   esac
 done
-exec ccache gcc "$@"
+exec ccache $1 "\$@"
 END
-  chmod +x "$cc"
+    chmod +x "$2"
+  }
+  hostcc=/build/work/cc
+  cached gcc "$hostcc"
+  # One name where one compiler makes both: by it the kernel's build knows that its programs run where the kernel does.
+  if [[ -n $CROSS_COMPILE ]]; then
+    cached "$cc" /build/work/cross-cc
+    cc=/build/work/cross-cc
+  else
+    cc=$hostcc
+  fi
 fi
 
 kmake() {
-  make -C "$source" O="$obj" CC="$cc" HOSTCC="$cc" LOCALVERSION="-${ACTION_KEY:0:12}" -j "$JOBS" "$@"
+  make -C "$source" O="$obj" CC="$cc" HOSTCC="$hostcc" LOCALVERSION="-${ACTION_KEY:0:12}" -j "$JOBS" "$@"
 }
 
 # Prints, for each "SYMBOL=wanted" line of $1, why the kernel's own kconfig does not grant it. config-prog lets our
@@ -82,11 +94,15 @@ fi
 cd "$obj"
 kmake "${targets[@]}"
 
+# The image that make would install may be another one, beside this.
 image=$(kmake -s image_name)
-cp "$image" "/build/out/${image##*/}"
+cp "${image%/*}/${targets[0]}" "/build/out/${targets[0]}"
 cp .config /build/out/config
 cp System.map /build/out/System.map
 kmake -s kernelrelease >/build/out/kernelrelease
+if [[ " $KERNEL_TARGETS " == *" vmlinux "* ]]; then
+  cp vmlinux /build/out/vmlinux
+fi
 if [[ " $KERNEL_TARGETS " == *" modules "* ]]; then
   mkdir -p /build/out/modules
   kmake -s INSTALL_MOD_PATH=/build/out/modules INSTALL_MOD_STRIP=1 modules_install

@@ -1,9 +1,16 @@
 #!/bin/bash
-# Builds qemu for KVM and TCG with nothing that an RT host has no use for.
+# Builds qemu for KVM and TCG, for this machine or for another architecture, with nothing that an RT host has no use for.
 #
 # in   /build/in/source   the qemu tree, with our patches applied
 # out  /build/out         the content of $PREFIX: bin, libexec, share
 # env  TARGETS            qemu's target names, e.g. "x86_64-softmmu"
+#      BOARD              the board that is tried, which every target has
+#      DEVICES            devices that they must have beside those that every board has
+#      FIRMWARE           firmware of the builder that is shipped
+#      OPTION_ROMS        ROMs of qemu's own tree that are built and shipped
+#      OPTIONS            of configure, for the machine that the programs run on
+#      CROSS_COMPILE      what the names of the compiler and its tools begin with; empty for programs of this machine
+#      RUNNER             the program that runs the programs here; empty where they run by themselves
 #      PREFIX             where the result is meant to be installed; it also runs from anywhere else
 set -euo pipefail
 
@@ -14,11 +21,16 @@ fail() {
   exit 1
 }
 
-compiler=gcc
+compiler=${CROSS_COMPILE}gcc
 if [[ -n ${CCACHE_DIR-} ]]; then
   export CCACHE_COMPILERCHECK=content
-  compiler='ccache gcc'
+  compiler="ccache $compiler"
 fi
+read -r -a models <<<"$DEVICES"
+read -r -a firmware <<<"$FIRMWARE"
+read -r -a roms <<<"$OPTION_ROMS"
+read -r -a more_options <<<"$OPTIONS"
+read -r -a runner <<<"$RUNNER"
 
 # shellcheck disable=SC2153 # TARGETS is an input, targets the list made of it
 read -r -a targets <<<"$TARGETS"
@@ -43,9 +55,14 @@ options=(
   --enable-linux-aio --enable-linux-io-uring --enable-zstd
   --enable-numa --enable-seccomp --enable-cap-ng
   --enable-slirp --enable-fdt=system --enable-tools
-  --enable-avx2 --enable-pie --enable-stack-protector
+  --enable-virtfs --enable-attr
+  --enable-pie --enable-stack-protector
   --disable-debug-info --disable-qom-cast-debug
+  "${more_options[@]}"
 )
+if [[ -n $CROSS_COMPILE ]]; then
+  options+=(--cross-prefix="$CROSS_COMPILE")
+fi
 
 mkdir -p "$build"
 cd "$build"
@@ -54,18 +71,18 @@ export TEST_DIR=$build/iotests
 "$source/configure" --prefix="$PREFIX" --with-pkgversion=virt-rt --target-list="${TARGETS// /,}" --cc="$compiler" \
   --extra-cflags="-ffile-prefix-map=../../in/source/=" "${options[@]}" "${devices[@]}"
 
-# configure leaves the option ROMs out where there is no 32-bit libgcc, which they do not even link
-printf '%s\n' "TOPSRC_DIR=$source" CC=gcc OBJCOPY=objcopy PYTHON=python3 >pc-bios/optionrom/config.mak
-make -C pc-bios/optionrom
+if ((${#roms[@]})); then
+  # configure leaves the option ROMs out where there is no 32-bit libgcc, which they do not even link
+  printf '%s\n' "TOPSRC_DIR=$source" CC=gcc OBJCOPY=objcopy PYTHON=python3 >pc-bios/optionrom/config.mak
+  make -C pc-bios/optionrom
+fi
 
 ninja -j "$JOBS" "${systems[@]}" qemu-img qemu-io qemu-nbd qemu-bridge-helper
 
-install -D -s -t "$out/bin" "${systems[@]}" qemu-img qemu-io qemu-nbd
-install -D -s -t "$out/libexec" qemu-bridge-helper
-# SeaBIOS, OVMF, the network boot ROMs; then the ROMs of -kernel and of KVM without a TPR shadow.
-install -D -m 644 -t "$out/share/qemu" /usr/share/seabios/bios-256k.bin \
-  /usr/share/OVMF/OVMF_CODE_4M.fd /usr/share/OVMF/OVMF_VARS_4M.fd /usr/share/qemu/efi-{virtio,e1000e}.rom \
-  pc-bios/optionrom/{kvmvapic,linuxboot,linuxboot_dma,multiboot,multiboot_dma,pvh}.bin
+stripped=(-D -s --strip-program="${CROSS_COMPILE}strip")
+install "${stripped[@]}" -t "$out/bin" "${systems[@]}" qemu-img qemu-io qemu-nbd
+install "${stripped[@]}" -t "$out/libexec" qemu-bridge-helper
+install -D -m 644 -t "$out/share/qemu" "${firmware[@]}" "${roms[@]/#/pc-bios/optionrom/}"
 
 # What was asked for must be in what was built.
 has() { # WORD TEXT WHAT
@@ -74,21 +91,21 @@ has() { # WORD TEXT WHAT
 
 accelerators=(kvm tcg)
 backends=(user tap vhost-user)
-models=(amd-iommu e1000e edu ide-hd igb intel-iommu isa-serial ivshmem-plain nvme pcie-root-port vfio-pci
-  vhost-user-blk-pci vhost-vsock-pci virtio-blk-pci virtio-net-pci virtio-rng-pci virtio-scsi-pci virtio-serial-pci)
-# q35 is the only board and no target's default: it has to be named.
+models+=(e1000e edu igb ivshmem-plain nvme pcie-root-port vfio-pci vhost-user-blk-pci vhost-vsock-pci
+  virtio-9p-pci virtio-blk-pci virtio-net-pci virtio-rng-pci virtio-scsi-pci virtio-serial-pci)
+# The board is no target's default: it has to be named.
 for system in "${systems[@]}"; do
-  found=$("$out/bin/$system" -machine q35 -accel help)
+  found=$("${runner[@]}" "$out/bin/$system" -machine "$BOARD" -accel help)
   for name in "${accelerators[@]}"; do has "$name" "$found" "$system: accelerator $name"; done
-  found=$("$out/bin/$system" -machine q35 -netdev help)
+  found=$("${runner[@]}" "$out/bin/$system" -machine "$BOARD" -netdev help)
   for name in "${backends[@]}"; do has "$name" "$found" "$system: network back end $name"; done
-  found=$("$out/bin/$system" -machine q35 -device help)
+  found=$("${runner[@]}" "$out/bin/$system" -machine "$BOARD" -device help)
   for name in "${models[@]}"; do has "\"$name\"" "$found" "$system: device $name"; done
   # Starting it reads every ROM, and from $out: the result does not depend on $PREFIX.
-  "$out/bin/$system" -accel tcg -machine q35 -nodefaults -display none -S -monitor stdio -sandbox on \
+  "${runner[@]}" "$out/bin/$system" -accel tcg -machine "$BOARD" -nodefaults -display none -S -monitor stdio -sandbox on \
     -nic user,model=virtio-net-pci -device pcie-root-port,id=rp,slot=1 -device igb,bus=rp <<<quit ||
     fail "$system does not start" "its message is above: a missing file belongs into share/qemu"
 done
-"$out/bin/qemu-img" --version || fail "qemu-img does not start" "its message is above"
-"$out/bin/qemu-img" create -q -f qcow2 -o compression_type=zstd "$build/zstd.qcow2" 1M ||
+"${runner[@]}" "$out/bin/qemu-img" --version || fail "qemu-img does not start" "its message is above"
+"${runner[@]}" "$out/bin/qemu-img" create -q -f qcow2 -o compression_type=zstd "$build/zstd.qcow2" 1M ||
   fail "qemu-img cannot write a zstd qcow2" "its message is above"
