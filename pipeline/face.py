@@ -173,6 +173,18 @@ class Face(Command):  # type: ignore[misc]  # doit has no types
         return args[0]
 
 
+def typed(verb: str, in_args: list[str]) -> list[str]:
+    """What was typed after a command, for one whose words may have a `=`: doit takes those for variables of its own.
+
+    `in_args` is what doit has left of it, which is taken where the command was not typed. Without `--source`.
+    """
+    for word in localsources.take(sys.argv[1:])[0]:
+        name, colon, about = word.partition(":")
+        if name == verb:
+            return [*([about] if colon else []), *typed_after(word, [])]
+    return in_args
+
+
 def action_names(project: Project, names: list[str]) -> list[str]:
     """Actions meant by task names: `platform:NAME`, a group such as `kernel`, or an action's own name."""
     found: list[str] = []

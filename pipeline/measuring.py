@@ -73,9 +73,19 @@ class Measurement:
     """One measurement of a platform's host and guests."""
 
     def __init__(
-        self, project: Project, platform: str, variables: dict[str, str], tell: Tell, ending: threading.Event
+        self,
+        project: Project,
+        platform: str,
+        variables: dict[str, str],
+        tell: Tell,
+        ending: threading.Event,
+        products: Path | None = None,
     ) -> None:
-        """`variables` are those of `VARIABLES` that were given; `ending` is set when this program is to end."""
+        """`variables` are those of `VARIABLES` that were given; `ending` is set when this program is to end.
+
+        `products` is where those of the platform lie that the machine runs; in `artifacts/`, if nothing else is said.
+        """
+        self._products = products or project.root / "artifacts" / platform
         self._project, self._platform, self._tell, self._ending = project, platform, tell, ending
         project.recipes.platform(platform)
         self._target = variables.get("TARGET", "")
@@ -93,9 +103,8 @@ class Measurement:
         known = self._project.recipes.guests_of(self._platform)
         word = variables.get("GUESTS") or ",".join(known)
         guests = [] if word == "none" else [name for name in word.split(",") if name]
-        artifacts = self._project.root / "artifacts" / self._platform
         duration = seconds(variables.get("DURATION") or DURATION)
-        return ask(artifacts, self._project.recipes, self._platform, guests, duration)
+        return ask(self._products, self._project.recipes, self._platform, guests, duration)
 
     def run(self) -> None:
         """Measure, judge and report; raises `RedError` unless the verdict is that it passed."""

@@ -31,7 +31,7 @@ MEASURE = "measure"
 #: The tasks about a guest that runs from this checkout: it is started, logged into, debugged.
 RUN, SSH, GDB = "run", "ssh", "gdb"
 #: Commands that take what they are about as a task's name does: `doit config:qemu-q35:guest`.
-TYPED_LIKE_TASKS = ("config",)
+TYPED_LIKE_TASKS = ("bisect", "config")
 
 
 class Memory:

@@ -33,6 +33,8 @@ case $(cat /build/in/kernel-configs/*/host-config /build/in/kernel-configs/*/gue
 *BROKEN*) echo "error: BROKEN does not compile"; exit 1 ;;
 *REFUSED*) echo "error: REFUSED is not to be had"; exit 2 ;;
 esac
+if grep STARVED /build/in/source/main.c; then echo "gcc: fatal error: Killed signal terminated program cc1"; exit 1; fi
+if grep SYNTAX /build/in/source/main.c; then echo "error: main.c does not compile"; exit 1; fi
 {
   echo "# Linux/$ARCH 6.12.1 Kernel Configuration"
   for fragment in $FRAGMENTS; do grep -e '^CONFIG_' -e ' is not set$' "/build/in/kernel-configs/$fragment" || true; done
@@ -154,6 +156,12 @@ cp /build/in/kernelrelease /build/out/kernelrelease
     "disk.sh": "cat /build/in/rootfs.tar /build/in/*Image >/build/out/disk.qcow2\n",
     "lab-boot.sh": """\
 cat /build/in/artifacts/*/launch/*/kvmqemu.sh >/dev/null
+if grep CRASH /build/in/artifacts/*/kernel/guest/bzImage; then echo "Traceback"; exit 1; fi
+if grep PANIC /build/in/artifacts/*/kernel/guest/bzImage; then
+  echo "error: the guest does not boot"
+  echo '{"ok": false}' >/build/out/boot.json
+  exit 1
+fi
 finding='{"findings": [{"name": "all", "wanted": "fine", "got": "fine", "ok": true}]}'
 guests=''
 for guest in /build/in/artifacts/*/launch/*/; do

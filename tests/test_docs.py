@@ -102,6 +102,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Standin:
     standin.git(made.root, "add", ".")
     standin.git(made.root, "commit", "-qm", "a checkout")
     assert made.doit().status == 0
+    linux = directory / "linux"
+    for number in range(1, 13):
+        (linux / "main.c").write_text(f"int linux{number};\n" + "SYNTAX\n" * (number >= 7))
+        standin.git(linux, "commit", "-qam", f"change {number}")
     return made
 
 

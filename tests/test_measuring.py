@@ -17,6 +17,7 @@ import pytest
 
 from pipeline import measurerequest, measuring
 from pipeline.errors import RedError, UserError
+from pipeline.latencytest import Bound, LatencyTest
 from pipeline.measure import record
 from pipeline.measurerequest import ask, seconds
 from pipeline.project import Project
@@ -368,3 +369,19 @@ def test_doit_refuses_with_status_2(words: list[str]) -> None:
     )
     assert done.returncode == 2, done
     assert len([line for line in (done.stdout + done.stderr).splitlines() if "rror: " in line]) == 1
+
+
+@needs_priorities
+def test_what_an_emulation_measures_does_not_judge_a_commit(world: World, tmp_path: Path) -> None:
+    products = world.project.root / "artifacts"
+    elsewhere = tmp_path / "of-a-commit"
+    products.rename(elsewhere)
+    test = LatencyTest(
+        world.project, "qemu-q35", "host", Bound("max", 1), "root@board", "test -d $ARTIFACTS/qemu-q35", "2s",
+        tmp_path / "measurements", world.told.append,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="emulated: not evidence of latency"):
+        test("0123456789abcdef", elsewhere, tmp_path / "logs")
+    (measured,) = (tmp_path / "measurements").iterdir()
+    assert (measured / "host/end.json").is_file()
+    assert (measured / "report.json").is_file()
