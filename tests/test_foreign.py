@@ -6,14 +6,16 @@ import itertools
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from pipeline import bootproof, gate, guestmachine, symbolfile
+from pipeline import bootproof, gate, guestmachine, libvirt, symbolfile
 from pipeline.action import Action
 from pipeline.architecture import ARCHITECTURES, BUILD, Architecture
 from pipeline.emulator import Emulator
@@ -191,6 +193,25 @@ def test_a_guest_of_arm64_gets_its_own_board(built: Path) -> None:
     assert f"{built}/kernel/guest/Image" in outside
     assert f"readonly=on,file={built}/qemu/share/qemu/AAVMF_CODE.no-secboot.fd" in inside
     assert f"install -m 600 -- {built}/qemu/share/qemu/AAVMF_VARS.fd" in inside
+
+
+@pytest.mark.parametrize("of", ARCHITECTURES.values(), ids=named)
+def test_libvirt_is_told_of_the_architectures_own_board(
+    project: Project, of: Architecture, tmp_path: Path
+) -> None:
+    action = project.graph[f"libvirt:{GUESTS[of.debian]}"]
+    texts = {name: file.content.decode() for name, file in action.files.items()}
+    domain = tmp_path / "domain.xml"
+    domain.write_text(libvirt.render("domain.xml", action.parameters, texts))
+    if shutil.which("virt-xml-validate"):
+        subprocess.run(["virt-xml-validate", domain, "domain"], check=True, capture_output=True)
+    root = ElementTree.parse(domain).getroot()  # noqa: S314 - our own
+    kind = root.find("os/type")
+    assert kind is not None and kind.attrib == {"arch": of.machine, "machine": of.board.name}
+    assert (root.find("cpu/feature[@name='invtsc']") is not None) == (of.debian == "amd64")
+    assert (root.find("features/gic") is not None) == (of.debian == "arm64")
+    script = libvirt.render("define.sh", action.parameters, texts)
+    assert f"qemu/bin/{of.qemu_system}" in script
 
 
 @pytest.mark.parametrize("of", ARCHITECTURES.values(), ids=named)
