@@ -44,6 +44,7 @@ class Board:
 
     name          for `-machine`
     serial        the driver of its first serial port, as qemu calls it
+    domain_serial what libvirt calls that port's place
     firmware      firmware that is shipped: paths in the builder of qemu
     code          the file among these that is UEFI's code, without its directory; `variables` that of its variables
     option_roms   ROMs that are built from qemu's own tree
@@ -59,6 +60,7 @@ class Board:
 
     name: str
     serial: str
+    domain_serial: str
     firmware: tuple[str, ...]
     code: str
     variables: str
@@ -149,6 +151,7 @@ ARCHITECTURES = {
             board=Board(
                 name="q35",
                 serial="isa-serial",
+                domain_serial="isa-serial",
                 # SeaBIOS, OVMF, the network boot ROMs
                 firmware=(
                     "/usr/share/seabios/bios-256k.bin",
@@ -201,6 +204,7 @@ ARCHITECTURES = {
             board=Board(
                 name="virt",
                 serial="pl011",
+                domain_serial="system-serial",
                 # UEFI of EDK II, the network boot ROMs
                 firmware=(
                     "/usr/share/AAVMF/AAVMF_CODE.no-secboot.fd",

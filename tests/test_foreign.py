@@ -6,16 +6,19 @@ import itertools
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from pipeline import bootproof, gate
+from pipeline import bootproof, gate, guestmachine, libvirt, symbolfile
 from pipeline.action import Action
 from pipeline.architecture import ARCHITECTURES, BUILD, Architecture
+from pipeline.emulator import Emulator
 from pipeline.launch import machine_of
 from pipeline.plan import State
 from pipeline.project import Project
@@ -190,6 +193,62 @@ def test_a_guest_of_arm64_gets_its_own_board(built: Path) -> None:
     assert f"{built}/kernel/guest/Image" in outside
     assert f"readonly=on,file={built}/qemu/share/qemu/AAVMF_CODE.no-secboot.fd" in inside
     assert f"install -m 600 -- {built}/qemu/share/qemu/AAVMF_VARS.fd" in inside
+
+
+@pytest.mark.parametrize("of", ARCHITECTURES.values(), ids=named)
+def test_libvirt_is_told_of_the_architectures_own_board(
+    project: Project, of: Architecture, tmp_path: Path
+) -> None:
+    action = project.graph[f"libvirt:{GUESTS[of.debian]}"]
+    texts = {name: file.content.decode() for name, file in action.files.items()}
+    domain = tmp_path / "domain.xml"
+    domain.write_text(libvirt.render("domain.xml", action.parameters, texts))
+    if shutil.which("virt-xml-validate"):
+        subprocess.run(["virt-xml-validate", domain, "domain"], check=True, capture_output=True)
+    root = ElementTree.parse(domain).getroot()  # noqa: S314 - our own
+    kind = root.find("os/type")
+    assert kind is not None and kind.attrib == {"arch": of.machine, "machine": of.board.name}
+    assert (root.find("cpu/feature[@name='invtsc']") is not None) == (of.debian == "amd64")
+    assert (root.find("features/gic") is not None) == (of.debian == "arm64")
+    script = libvirt.render("define.sh", action.parameters, texts)
+    assert f"qemu/bin/{of.qemu_system}" in script
+
+
+@pytest.mark.parametrize("of", ARCHITECTURES.values(), ids=named)
+def test_a_guest_is_run_on_its_board_and_hears_of_its_credentials(
+    project: Project, of: Architecture, tmp_path: Path
+) -> None:
+    asked, name = project.recipes, GUESTS[of.debian]
+    guest = asked.guests[name]
+    for key in (guestmachine.KEY, guestmachine.HOST_KEY):
+        (tmp_path / key).write_text("a key")
+        (tmp_path / f"{key}.pub").write_text("a key")
+    machine = guestmachine.Machine(
+        name, guest, asked.platforms[guest.platform], tmp_path, tmp_path, guestmachine.Asked(console=tmp_path)
+    )
+    emulator = Emulator(of, ("qemu",), ("qemu-img",), of.board.emulated_cpu, tmp_path, distributions=True)
+    said = " ".join(machine.arguments(emulator, tmp_path, kvm=False))
+    assert f"-machine {of.board.machine} " in said
+    assert f"-kernel {tmp_path}/{of.image} " in said
+    assert f"console={of.console} " in said
+    assert ("no_timer_check" in said) == (of.debian == "amd64")
+    # SMBIOS strings: SeaBIOS shows them to a kernel that qemu loads, on arm64 only UEFI does
+    assert "-smbios type=11" in said
+    firmware = [
+        f"readonly=on,file={tmp_path}/{of.board.code}",
+        f"snapshot=on,file={tmp_path}/{of.board.variables}",
+    ]
+    assert [part in said for part in firmware] == [of.debian == "arm64"] * 2
+
+
+def test_gdb_is_told_of_functions_of_either_architecture(tmp_path: Path) -> None:
+    names = ("_text", "_stext", "_etext", "_end")
+    (tmp_path / "System.map").write_text(
+        "".join(f"ffff80008{number:07x} T {name}\n" for number, name in enumerate(names))
+    )
+    for arch, machine in ELF_MACHINES.items():
+        symbolfile.write(tmp_path / "System.map", arch, tmp_path / arch)
+        assert struct.unpack("<H", (tmp_path / arch).read_bytes()[18:20]) == (machine,)
 
 
 # The boot proof ---------------------------------------------------------------------------------
