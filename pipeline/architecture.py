@@ -43,7 +43,7 @@ class Board:
     """The board of qemu's that stands for a machine of the architecture, and what it needs beside its program.
 
     name          for `-machine`
-    serial        the driver of its first serial port, as qemu calls it
+    serial        its first serial port, as libvirt calls the kind
     firmware      firmware that is shipped: paths in the builder of qemu
     code          the file among these that is UEFI's code, without its directory; `variables` that of its variables
     option_roms   ROMs that are built from qemu's own tree
@@ -200,7 +200,7 @@ ARCHITECTURES = {
             qemu_options=(),
             board=Board(
                 name="virt",
-                serial="pl011",
+                serial="system-serial",
                 # UEFI of EDK II, the network boot ROMs
                 firmware=(
                     "/usr/share/AAVMF/AAVMF_CODE.no-secboot.fd",
