@@ -11,6 +11,8 @@ from pipeline.recipes import Platform
 
 BUILDER = "qemu"
 PREFIX = "/opt/virt-rt/qemu"
+#: How programs of another architecture are tried.
+FOREIGN = "recipes/steps/qemu-foreign.sh"
 #: The directories of `PREFIX`; together they also run from anywhere else.
 DIRECTORIES = ("bin", "libexec", "share")
 
@@ -52,6 +54,8 @@ def _compile(
     """Build qemu with programs for `arch`, and the machines of the platform."""
     step = "recipes/steps/qemu.sh"
     runs_on, board = architecture(arch), architecture(platform.arch).board
+    foreign = {Path(FOREIGN).name: File.read(root / FOREIGN, FOREIGN)} if runs_on.crossed else {}
+    runner = [word for name in foreign for word in ("bash", f"/build/in/{name}", runs_on.runner)]
     return Action(
         name=action,
         kind="qemu",
@@ -60,6 +64,7 @@ def _compile(
         summary=summary,
         builder=builder_name(runs_on.builder(BUILDER)),
         script=File.read(root / step, step),
+        files=foreign,
         inputs={"source": Upstream(source_name(platform.qemu.source), TREE, unpack=True)},
         environment={
             "TARGETS": " ".join(platform.qemu.targets),
@@ -70,7 +75,7 @@ def _compile(
             "OPTION_ROMS": " ".join(board.option_roms),
             "OPTIONS": " ".join(runs_on.qemu_options),
             "CROSS_COMPILE": runs_on.cross_compile,
-            "RUNNER": runs_on.runner,
+            "RUNNER": " ".join(runner),
         },
         outputs=tuple(Output(directory, "directory") for directory in DIRECTORIES),
         resource="heavy",
