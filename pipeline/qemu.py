@@ -11,8 +11,6 @@ from pipeline.recipes import Platform
 
 BUILDER = "qemu"
 PREFIX = "/opt/virt-rt/qemu"
-#: How programs of another architecture are tried.
-FOREIGN = "recipes/steps/qemu-foreign.sh"
 #: The directories of `PREFIX`; together they also run from anywhere else.
 DIRECTORIES = ("bin", "libexec", "share")
 
@@ -54,8 +52,8 @@ def _compile(
     """Build qemu with programs for `arch`, and the machines of the platform."""
     step = "recipes/steps/qemu.sh"
     runs_on, board = architecture(arch), architecture(platform.arch).board
-    foreign = {Path(FOREIGN).name: File.read(root / FOREIGN, FOREIGN)} if runs_on.crossed else {}
-    runner = [word for name in foreign for word in ("bash", f"/build/in/{name}", runs_on.runner)]
+    # KVM runs guests of the machine's own architecture only
+    accelerators = ("kvm", "tcg") if arch == platform.arch else ("tcg",)
     return Action(
         name=action,
         kind="qemu",
@@ -64,7 +62,6 @@ def _compile(
         summary=summary,
         builder=builder_name(runs_on.builder(BUILDER)),
         script=File.read(root / step, step),
-        files=foreign,
         inputs={"source": Upstream(source_name(platform.qemu.source), TREE, unpack=True)},
         environment={
             "TARGETS": " ".join(platform.qemu.targets),
@@ -75,7 +72,8 @@ def _compile(
             "OPTION_ROMS": " ".join(board.option_roms),
             "OPTIONS": " ".join(runs_on.qemu_options),
             "CROSS_COMPILE": runs_on.cross_compile,
-            "RUNNER": " ".join(runner),
+            "RUNNER": runs_on.runner,
+            "ACCELERATORS": " ".join(accelerators),
         },
         outputs=tuple(Output(directory, "directory") for directory in DIRECTORIES),
         resource="heavy",

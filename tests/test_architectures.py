@@ -140,7 +140,8 @@ def test_another_architectures_machines_are_emulated_by_a_qemu_that_runs_here(pr
     for key in ("TARGETS", "BOARD", "DEVICES", "FIRMWARE", "PREFIX"):
         assert emulator.environment[key] == product.environment[key]
     assert (emulator.environment["CROSS_COMPILE"], emulator.environment["RUNNER"]) == ("", "")
-    assert product.environment["RUNNER"].split()[-1] == "qemu-aarch64"
+    assert product.environment["RUNNER"] == "qemu-aarch64"
+    assert (emulator.environment["ACCELERATORS"], product.environment["ACCELERATORS"]) == ("tcg", "kvm tcg")
     assert emulator.place is None
 
 
