@@ -38,6 +38,7 @@ ALLOWED = {
     "pipeline/labboard.py": "it runs alone; the lab's emulated host is one board",
     "pipeline/labhost.py": "the lab's emulated host is one board, and so is its console",
     "pipeline/project.py": "the name of the default platform",
+    "pipeline/symbolfile.py": "a format's own numbers of machines, by their names",
     "recipes/steps/lab-disk.sh": "its table; the lab's emulated host is one board",
 }
 
@@ -367,6 +368,7 @@ class Built:
             return path
         target = self.scratch / name.replace(":", "-") / output
         if not target.exists():
+            target.mkdir(parents=True)
             archive.unpack(path, target)
         return target
 
