@@ -224,7 +224,7 @@ def test_the_libvirt_domain_of_a_guest_is_of_its_board(boot: str, project: Proje
     if shutil.which("virt-xml-validate") is None or shutil.which("xmllint") is None:
         pytest.skip("virt-xml-validate is not installed (libvirt-clients, libxml2-utils)")
     (tmp_path / "domain.xml").write_text(domain)
-    command = ["virt-xml-validate", tmp_path / "domain.xml", "domain"]
+    command = ["virt-xml-validate", str(tmp_path / "domain.xml"), "domain"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
