@@ -43,8 +43,7 @@ class Board:
     """The board of qemu's that stands for a machine of the architecture, and what it needs beside its program.
 
     name          for `-machine`
-    serial        the driver of its first serial port, as qemu calls it
-    domain_serial what libvirt calls that port's place
+    serial        its first serial port, as libvirt calls the kind
     firmware      firmware that is shipped: paths in the builder of qemu
     code          the file among these that is UEFI's code, without its directory; `variables` that of its variables
     option_roms   ROMs that are built from qemu's own tree
@@ -60,7 +59,6 @@ class Board:
 
     name: str
     serial: str
-    domain_serial: str
     firmware: tuple[str, ...]
     code: str
     variables: str
@@ -151,7 +149,6 @@ ARCHITECTURES = {
             board=Board(
                 name="q35",
                 serial="isa-serial",
-                domain_serial="isa-serial",
                 # SeaBIOS, OVMF, the network boot ROMs
                 firmware=(
                     "/usr/share/seabios/bios-256k.bin",
@@ -203,8 +200,7 @@ ARCHITECTURES = {
             qemu_options=(),
             board=Board(
                 name="virt",
-                serial="pl011",
-                domain_serial="system-serial",
+                serial="system-serial",
                 # UEFI of EDK II, the network boot ROMs
                 firmware=(
                     "/usr/share/AAVMF/AAVMF_CODE.no-secboot.fd",

@@ -23,6 +23,8 @@ from pipeline.topology import cpulist
 
 DOMAIN = "domain.xml"
 DEFINE = "define.sh"
+#: How templates begin that say what a board is; the domain includes one.
+BOARD = "board-"
 #: The XML namespace of the element by which `define.sh` knows its own domains: a name, nothing lies there.
 NAMESPACE = "urn:virt-rt:libvirt:1"
 
@@ -38,6 +40,9 @@ def libvirt(root: Path, name: str, platform: Platform, guests: Mapping[str, Gues
     templates = {
         path.name: File.read(path, f"recipes/templates/libvirt/{path.name}")
         for path in sorted(directory.glob("*.j2"))
+        # of the boards the guest's own
+        if not path.name.startswith(BOARD)
+        or path.name == f"{BOARD}{architecture(platform.arch).board.name}.xml.j2"
     }
     values = variables(name, platform, guests, plan.guests[name])
 
@@ -92,7 +97,7 @@ def variables(
         "state_directory": state,
         "machine_arch": arch.machine,
         "board": arch.board.name,
-        "serial": arch.board.domain_serial,
+        "serial": arch.board.serial,
         "firmware_code": arch.board.code,
         "firmware_variables": arch.board.variables,
         "kernel": arch.image,

@@ -52,6 +52,8 @@ def _compile(
     """Build qemu with programs for `arch`, and the machines of the platform."""
     step = "recipes/steps/qemu.sh"
     runs_on, board = architecture(arch), architecture(platform.arch).board
+    # KVM runs guests of the machine's own architecture only
+    accelerators = ("kvm", "tcg") if arch == platform.arch else ("tcg",)
     return Action(
         name=action,
         kind="qemu",
@@ -71,6 +73,7 @@ def _compile(
             "OPTIONS": " ".join(runs_on.qemu_options),
             "CROSS_COMPILE": runs_on.cross_compile,
             "RUNNER": runs_on.runner,
+            "ACCELERATORS": " ".join(accelerators),
         },
         outputs=tuple(Output(directory, "directory") for directory in DIRECTORIES),
         resource="heavy",

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipeline import archive, contract, image, kernel, locks, packagerecipe, qemu, settings
+from pipeline import archive, contract, image, kernel, libvirt, locks, packagerecipe, qemu, settings
 from pipeline.action import Action
 from pipeline.architecture import ARCHITECTURES, BUILD, architecture
 from pipeline.debian import AptRoot
@@ -38,6 +38,7 @@ ALLOWED = {
     "pipeline/labboard.py": "it runs alone; the lab's emulated host is one board",
     "pipeline/labhost.py": "the lab's emulated host is one board, and so is its console",
     "pipeline/project.py": "the name of the default platform",
+    "pipeline/symbolfile.py": "a format's own numbers of machines, by their names",
     "recipes/steps/lab-disk.sh": "its table; the lab's emulated host is one board",
 }
 
@@ -141,6 +142,7 @@ def test_another_architectures_machines_are_emulated_by_a_qemu_that_runs_here(pr
         assert emulator.environment[key] == product.environment[key]
     assert (emulator.environment["CROSS_COMPILE"], emulator.environment["RUNNER"]) == ("", "")
     assert product.environment["RUNNER"] == "qemu-aarch64"
+    assert (emulator.environment["ACCELERATORS"], product.environment["ACCELERATORS"]) == ("tcg", "kvm tcg")
     assert emulator.place is None
 
 
@@ -201,6 +203,30 @@ def test_a_guest_is_told_its_own_console(project: Project) -> None:
     assert "console=ttyS0 " in lines["rt-guest"]
     assert "console=ttyAMA0 " in lines["rt-guest-arm64"]
     assert lines["rt-guest-arm64"].replace("ttyAMA0", "ttyS0") == lines["rt-guest"]
+
+
+@pytest.mark.parametrize("boot", ["outside", "inside"])
+def test_the_libvirt_domain_of_a_guest_is_of_its_board(boot: str, project: Project, tmp_path: Path) -> None:
+    recipes = project.recipes
+    guests = {
+        name: msgspec.structs.replace(guest, boot=boot) for name, guest in recipes.guests_of(CROSSED).items()
+    }
+    action = libvirt.libvirt(
+        ROOT, "rt-guest-arm64", recipes.platforms[CROSSED], guests, recipes.plans[CROSSED]
+    )
+    texts = {name: file.content.decode() for name, file in action.files.items()}
+    assert [name for name in texts if name.startswith("board-")] == ["board-virt.xml.j2"]
+    domain = libvirt.render(libvirt.DOMAIN, action.parameters, texts)
+    assert '<type arch="aarch64" machine="virt">' in domain
+    assert ("kernel/guest/Image<" if boot == "outside" else "AAVMF_VARS.fd") in domain
+    assert not re.search(r"tsc|hpet|smm|vmport|<apic|OVMF|isa-serial|x86_64", domain)
+    assert ("AAVMF_CODE" in libvirt.render(libvirt.DEFINE, action.parameters, texts)) == (boot == "inside")
+    if shutil.which("virt-xml-validate") is None or shutil.which("xmllint") is None:
+        pytest.skip("virt-xml-validate is not installed (libvirt-clients, libxml2-utils)")
+    (tmp_path / "domain.xml").write_text(domain)
+    command = ["virt-xml-validate", str(tmp_path / "domain.xml"), "domain"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("role", kernel.ROLES)
@@ -342,6 +368,7 @@ class Built:
             return path
         target = self.scratch / name.replace(":", "-") / output
         if not target.exists():
+            target.mkdir(parents=True)
             archive.unpack(path, target)
         return target
 

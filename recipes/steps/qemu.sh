@@ -10,6 +10,7 @@
 #      OPTION_ROMS        ROMs of qemu's own tree that are built and shipped
 #      OPTIONS            of configure, for the machine that the programs run on
 #      CROSS_COMPILE      what the names of the compiler and its tools begin with; empty for programs of this machine
+#      ACCELERATORS       that they have (kvm tcg)
 #      RUNNER             the program that runs the programs here; empty where they run by themselves
 #      PREFIX             where the result is meant to be installed; it also runs from anywhere else
 set -euo pipefail
@@ -31,6 +32,7 @@ read -r -a firmware <<<"$FIRMWARE"
 read -r -a roms <<<"$OPTION_ROMS"
 read -r -a more_options <<<"$OPTIONS"
 read -r -a runner <<<"$RUNNER"
+read -r -a accelerators <<<"$ACCELERATORS"
 
 # shellcheck disable=SC2153 # TARGETS is an input, targets the list made of it
 read -r -a targets <<<"$TARGETS"
@@ -50,7 +52,7 @@ done
 options=(
   --without-default-features --without-default-devices
   --disable-containers --disable-docs --disable-download --disable-install-blobs
-  --enable-kvm --enable-tcg
+  "${accelerators[@]/#/--enable-}"
   --enable-vhost-kernel --enable-vhost-net --enable-vhost-user
   --enable-linux-aio --enable-linux-io-uring --enable-zstd
   --enable-numa --enable-seccomp --enable-cap-ng
@@ -89,10 +91,14 @@ has() { # WORD TEXT WHAT
   grep -qwF -e "$1" <<<"$2" || fail "$3 is missing from the build" "look for it in the configure summary above"
 }
 
-accelerators=(kvm tcg)
 backends=(user tap vhost-user)
 models+=(e1000e edu igb ivshmem-plain nvme pcie-root-port vfio-pci vhost-user-blk-pci vhost-vsock-pci
   virtio-9p-pci virtio-blk-pci virtio-net-pci virtio-rng-pci virtio-scsi-pci virtio-serial-pci)
+# User-mode emulation has no seccomp.
+sandbox=(-sandbox on)
+if ((${#runner[@]})); then
+  sandbox=()
+fi
 # The board is no target's default: it has to be named.
 for system in "${systems[@]}"; do
   found=$("${runner[@]}" "$out/bin/$system" -machine "$BOARD" -accel help)
@@ -102,7 +108,7 @@ for system in "${systems[@]}"; do
   found=$("${runner[@]}" "$out/bin/$system" -machine "$BOARD" -device help)
   for name in "${models[@]}"; do has "\"$name\"" "$found" "$system: device $name"; done
   # Starting it reads every ROM, and from $out: the result does not depend on $PREFIX.
-  "${runner[@]}" "$out/bin/$system" -accel tcg -machine "$BOARD" -nodefaults -display none -S -monitor stdio -sandbox on \
+  "${runner[@]}" "$out/bin/$system" -accel tcg -machine "$BOARD" -nodefaults -display none -S -monitor stdio "${sandbox[@]}" \
     -nic user,model=virtio-net-pci -device pcie-root-port,id=rp,slot=1 -device igb,bus=rp <<<quit ||
     fail "$system does not start" "its message is above: a missing file belongs into share/qemu"
 done
