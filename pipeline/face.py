@@ -100,6 +100,7 @@ def guarded(call: Callable[[], Any]) -> int:
     try:
         with _signals():
             status = call()
+        sys.stdout.flush()  # here, where it matters not that nobody reads
         return int(status or 0)
     except VirtRtError as error:
         _display().failed("", error)

@@ -382,14 +382,15 @@ def test_a_share_needs_a_kernel_and_a_qemu_that_have_it(desk: Desk, tmp_path: Pa
     assert error_of(desk.doit(f"run:{GUEST}", "--share", str(tmp_path / "nothing")))[0].endswith(
         "is not a directory"
     )
-    message, remedy = error_of(desk.doit(f"run:{GUEST}", "--share", str(tmp_path)))
-    assert message == f"--share: the kernel of rt-guest was built without {', '.join(SHARE_SYMBOLS)}"
-    lines = " ".join(f"{symbol}=y" for symbol in SHARE_SYMBOLS)
-    assert remedy == f"add {lines} to kernel-configs/qemu-q35/guest-config"
-    fragment = desk.project.root / "kernel-configs/qemu-q35/guest-config"
+    fragment = desk.project.root / "kernel-configs/common/guest.config"
     before = fragment.read_text()
+    lines = [f"{symbol}=y" for symbol in SHARE_SYMBOLS]
     try:
-        desk.project.append("kernel-configs/qemu-q35/guest-config", lines.replace(" ", "\n") + "\n")
+        fragment.write_text("".join(line for line in before.splitlines(True) if line.strip() not in lines))
+        message, remedy = error_of(desk.doit(f"run:{GUEST}", "--share", str(tmp_path)))
+        assert message == f"--share: the kernel of rt-guest was built without {', '.join(SHARE_SYMBOLS)}"
+        assert remedy == f"add {' '.join(lines)} to kernel-configs/qemu-q35/guest-config"
+        fragment.write_text(before)
         without = desk.tool("qemu-system-x86_64", "#!/bin/sh\nexit 1\n") | desk.tool(
             "qemu-img", "#!/bin/sh\n"
         )
@@ -460,15 +461,17 @@ def test_gdb_is_given_the_kernel_s_names_and_qemu_s_socket(desk: Desk) -> None:
     path = desk.tool("gdb", '#!/bin/sh\nfor word; do echo "<$word>"; done\n')
     done = desk.doit(f"gdb:{GUEST}", "--", "-batch", **path)
     (place,) = desk.places()
-    words = ["-q", f"{place}/symbols", "-ex", f"target remote {place}/gdb", "-batch"]
+    words = ["-q", f"{place}/vmlinux", "-ex", f"target remote {place}/gdb", "-batch"]
+    assert done.stdout.splitlines() == [f"<{word}>" for word in words]
+    (place / "vmlinux").unlink()
+    done = desk.doit(f"gdb:{GUEST}", "--", "-batch", **path)
+    words[1] = f"{place}/symbols"
     assert done.stdout.splitlines()[1:] == [f"<{word}>" for word in words]
     assert re.match(r"note: 6.12.1-rt-guest-\w+ has no vmlinux: ", done.stdout)
     assert (place / "symbols").read_bytes().startswith(b"\x7fELF")
     assert f"socket,id=gdb,path={place}/gdb,server=on,wait=off" in run.option("-chardev")
     assert run.option("-gdb") == ["chardev:gdb"]
     assert "booted" not in run.read()  # gdb lets it begin
-    (place / "vmlinux").write_text("with lines")
-    assert desk.doit(f"gdb:{GUEST}", **path).stdout.startswith(f"<-q>\n<{place}/vmlinux>\n")
 
 
 @pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not installed")
@@ -509,7 +512,7 @@ def test_what_is_no_system_map_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.engine
 def test_what_cannot_be_meant_is_refused(desk: Desk) -> None:
-    known = "write one of: run:canoe-guest, run:rt-guest"
+    known = "write one of: run:canoe-guest, run:canoe-single-guest, run:rt-guest, run:rt-guest-arm64"
     assert error_of(desk.doit("run:nobody")) == ("run:nobody names no guest", known)
     assert "stands alone" in error_of(desk.doit("kernel:qemu-q35:guest", f"run:{GUEST}"))[0]
     assert error_of(desk.doit(f"run:{GUEST}", "SHARE=."))[0] == "run:rt-guest takes no SHARE=."

@@ -33,7 +33,7 @@ echo "git: $(ls -A /build/in/source/.git | wc -l) ccache: ${CCACHE_READONLY-writ
 if touch /build/in/source/main.c 2>/dev/null; then echo "wrote into the work tree"; fi
 for n in {1..200}; do if [[ -e /build/in/source/wait.o ]]; then echo waiting; sleep 0.1; fi; done
 if [[ $(cat main.o) == *BROKEN* ]]; then exit 1; fi
-for out in bzImage config System.map; do cp main.o /build/out/$out; done
+for out in bzImage vmlinux config System.map; do cp main.o /build/out/$out; done
 echo "6.12.1-$ROLE-${ACTION_KEY:0:12}" >/build/out/kernelrelease
 mkdir -p /build/out/modules /build/out/headers
 cp main.o /build/out/modules/one.ko
