@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pipeline.architecture import architecture
@@ -73,7 +73,9 @@ def bill(record: Record, sets: Iterable[PackageSet], patches: Mapping[str, Mappi
     relations: list[tuple[str, Relation, str]] = []
 
     def add(component: Component) -> str:
-        if found.setdefault(component.ref, component) != component:
+        known = found.setdefault(component.ref, component)
+        # One file may lie at two places: with a point release it comes from debian-security to debian.
+        if replace(known, address=component.address) != component:
             raise InternalError(f"two things are named {component.ref} in the SBOM", "name them apart")
         return component.ref
 
