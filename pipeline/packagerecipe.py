@@ -164,7 +164,12 @@ class PackageRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         return msgspec.structs.replace(
             self,
             licences=tuple(each for each in self.licences if not each.arch or arch in each.arch),
-            overrides=tuple(each for each in self.overrides if not each.arch or arch in each.arch),
+            # that it is for others, too, moves no key
+            overrides=tuple(
+                msgspec.structs.replace(each, arch=())
+                for each in self.overrides
+                if not each.arch or arch in each.arch
+            ),
         )
 
     @property
