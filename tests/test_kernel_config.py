@@ -202,13 +202,13 @@ def test_an_interrupted_edit_writes_nothing_and_leaves_no_container(
 @pytest.mark.engine
 def test_a_platform_without_a_fragment_of_its_own_is_told_to_write_one(project: Standin) -> None:
     project.edit("recipes/platforms/qemu-q35.toml", '  "qemu-q35/guest-config",\n', "")
-    before = (project.root / "kernel-configs/common/guest.config").read_text()
+    before = (project.root / "kernel-configs/common/x86_64-guest.config").read_text()
     done = project.doit("config:qemu-q35:guest", "--set", "CONFIG_X=y")
     assert done.status == 2
     assert (
-        "the last fragment of kernel:qemu-q35:guest is common/guest.config, which is not its own" in done.out
+        "the last fragment of kernel:qemu-q35:guest is common/x86_64-guest.config, which is not its own" in done.out
     )
-    assert (project.root / "kernel-configs/common/guest.config").read_text() == before
+    assert (project.root / "kernel-configs/common/x86_64-guest.config").read_text() == before
 
 
 @pytest.mark.parametrize(
