@@ -1064,7 +1064,7 @@ def test_every_package_is_examined_with_its_own_overrides() -> None:
     kernel = PROJECT.recipes.platforms["qemu-q35"].kernel
     assert asked["fragments"] == {"host": list(kernel.host), "guest": list(kernel.guest)}
     own = packagerecipe.load(ROOT)["launch"].overrides
-    assert asked["overrides"]["launch-rt-guest"] == list(msgspec.to_builtins(own))
+    assert asked["overrides"]["launch-rt-guest"] == json.loads(msgspec.json.encode(own))
     reasons: list[Mapping[str, str]] = [each for listed in asked["overrides"].values() for each in listed]
     assert all(len(each["reason"]) > 20 for each in reasons)
 
