@@ -104,7 +104,9 @@ def test_a_project_without_platforms_is_refused(tmp_path: Path) -> None:
 
 
 def test_names_that_fit_nowhere_and_platforms_without_guests_are_refused(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("elements"))
+    # without what extends the guest that goes
+    ignored = shutil.ignore_patterns("elements", "qemu-virt-arm64.toml", "rt-guest-arm64.toml")
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=ignored)
     guest = tmp_path / "recipes" / "guests" / "rt-guest.toml"
     odd = guest.with_name("rt.guest.toml")
     guest.rename(odd)
@@ -313,7 +315,8 @@ TAKEN = [
 @pytest.fixture
 def two_guests(tmp_path: Path) -> Path:
     """A checkout in which two guests share a machine that is known well; the first has a virtual function."""
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    ignored = shutil.ignore_patterns("qemu-virt-arm64.toml", "rt-guest-arm64.toml")  # extends the guest that goes
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=ignored)
     recipes = tmp_path / "recipes"
     platform = recipes / "platforms" / "qemu-q35.toml"
     platform.write_text(platform.read_text().replace('topology = "qemu-q35"', 'topology = "xeon-2s-smt"'))
