@@ -206,7 +206,8 @@ def test_a_platform_without_a_fragment_of_its_own_is_told_to_write_one(project: 
     done = project.doit("config:qemu-q35:guest", "--set", "CONFIG_X=y")
     assert done.status == 2
     assert (
-        "the last fragment of kernel:qemu-q35:guest is common/x86_64-guest.config, which is not its own" in done.out
+        "the last fragment of kernel:qemu-q35:guest is common/x86_64-guest.config, which is not its own"
+        in done.out
     )
     assert (project.root / "kernel-configs/common/x86_64-guest.config").read_text() == before
 

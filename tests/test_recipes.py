@@ -315,7 +315,9 @@ TAKEN = [
 @pytest.fixture
 def two_guests(tmp_path: Path) -> Path:
     """A checkout in which two guests share a machine that is known well; the first has a virtual function."""
-    ignored = shutil.ignore_patterns("qemu-virt-arm64.toml", "rt-guest-arm64.toml")  # extends the guest that goes
+    ignored = shutil.ignore_patterns(
+        "qemu-virt-arm64.toml", "rt-guest-arm64.toml"
+    )  # extends the guest that goes
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=ignored)
     recipes = tmp_path / "recipes"
     platform = recipes / "platforms" / "qemu-q35.toml"
