@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from pipeline.bisecthistory import history_between
 from pipeline.bisection import Asked, Bisection, Record, at_tree
 from pipeline.contract import ROLES
 from pipeline.errors import UserError
-from pipeline.face import Face, Option, session, typed
+from pipeline.face import Face, Option, options_first, session, typed
 from pipeline.files import write_atomically
 from pipeline.graph import Graph
 from pipeline.inputs import source_name
@@ -53,9 +52,7 @@ class Bisect(Face):
 
     def parse_execute(self, in_args: list[str]) -> int:
         """Options may follow the platform, and a test may have a `=`."""
-        words = typed(self.name, in_args)
-        names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
-        return super().parse_execute([*words[len(names) :], *names])
+        return super().parse_execute(options_first(typed(self.name, in_args)))
 
     def perform(self, params: dict[str, Any], args: list[str]) -> int:
         """Test commit after commit; status 1 when only commits are left that cannot be tested."""

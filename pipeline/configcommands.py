@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from pipeline.contract import (
 )
 from pipeline.errors import UserError
 from pipeline.executor import Executor
-from pipeline.face import JSON_OPTION, Face, session
+from pipeline.face import JSON_OPTION, Face, options_first, session, typed
 from pipeline.files import remove_tree
 from pipeline.inputs import TREE
 from pipeline.kernel import kernel_name
@@ -82,16 +81,8 @@ class ConfigCommand(Face):
     )
 
     def parse_execute(self, in_args: list[str]) -> int:
-        """Options may follow the kernel. Settings after `--set` doit has taken for variables of its own by now."""
-        names = list(itertools.takewhile(lambda word: not word.startswith("-"), in_args))
-        options = [word for word in in_args[len(names) :] if not word.startswith("--set")]
-        settings = []
-        for before, word in itertools.pairwise(sys.argv):
-            if before == "--set":
-                settings.append(f"--set={word}")
-            elif word.startswith("--set="):
-                settings.append(word)
-        return super().parse_execute([*options, *settings, *names])
+        """Options may follow the kernel, and a setting has a `=`."""
+        return super().parse_execute(options_first(typed(self.name, in_args)))
 
     def perform(self, params: dict[str, Any], args: list[str]) -> None:
         """Edit, and say what changed."""
@@ -178,8 +169,7 @@ class ConfigDiff(Face):
 
     def parse_execute(self, in_args: list[str]) -> int:
         """Options may follow the names."""
-        names = list(itertools.takewhile(lambda word: not word.startswith("-"), in_args))
-        return super().parse_execute([*in_args[len(names) :], *names])
+        return super().parse_execute(options_first(in_args))
 
     def perform(self, params: dict[str, Any], args: list[str]) -> None:
         """Print the differences, role by role where both have several."""

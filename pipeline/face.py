@@ -6,6 +6,7 @@ Exit status: 0 fine, 1 our fault, 2 the user's input or environment, 130 interru
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import signal
 import sys
@@ -184,6 +185,12 @@ def typed(verb: str, in_args: list[str]) -> list[str]:
         if name == verb:
             return [*([about] if colon else []), *typed_after(word, [])]
     return in_args
+
+
+def options_first(words: list[str]) -> list[str]:
+    """Words with the names that they begin with behind the options, where doit's parser wants them."""
+    names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    return [*words[len(names) :], *names]
 
 
 def action_names(project: Project, names: list[str]) -> list[str]:
