@@ -89,13 +89,16 @@ class Artifacts:
                 found.append(Difference(path, "missing"))
             elif content_of(path) != record["sha256"]:
                 found.append(Difference(path, "edited"))
-        known = {MANIFEST, *manifest["files"]}
-        found += [
+        return found + self._added(action, manifest)
+
+    def _added(self, action: Action, manifest: dict[str, Any]) -> list[Difference]:
+        """Files that no step has made."""
+        directory, known = self.directory(action), {MANIFEST, *manifest["files"]}
+        return [
             Difference(directory / name, "not a product")
             for name in sorted(files_below(directory))
             if name not in known
         ]
-        return found
 
     def place(self, action: Action, key: str, result: Result, store: Store) -> list[Path]:
         """Lay out a product and its manifest; return the files that were set aside."""
@@ -145,12 +148,16 @@ class Artifacts:
 
     def _set_aside(self, action: Action) -> list[Path]:
         """Move what a person changed or added to `artifacts/.edited/<time>/`."""
-        directory = self.directory(action)
-        if self.manifest(action) is None:
+        directory, manifest = self.directory(action), self.manifest(action)
+        if manifest is None:
             # nothing tells what of this was ours: all of it is kept
             touched = [directory / name for name in sorted(files_below(directory))]
         else:
-            touched = [d.path for d in self.verify(action) if d.reason != "missing"]
+            # what has its size and its time is read by nobody here: a kernel's headers are thousands of files
+            moved = [d.path for d in self._moved(action, manifest) if d.reason != "missing"]
+            sums = {directory / name: record["sha256"] for name, record in manifest["files"].items()}
+            touched = [path for path in moved if content_of(path) != sums[path]]
+            touched += [d.path for d in self._added(action, manifest)]
         shelf = self.root / EDITED / time.strftime("%Y%m%dT%H%M%S")
         kept = []
         for path in touched:

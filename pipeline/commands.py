@@ -101,6 +101,7 @@ class Run(DoitRun):  # type: ignore[misc]  # doit has no types
                     sys.stdout, continue_=continue_, single=single, reporter=Reporter(current), **options
                 )
             )
+            status = max(status, current.settle())
             finished = True
             return status
         finally:

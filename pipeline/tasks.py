@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipeline.kernel import kernel_name
 from pipeline.packages import package_name
 from pipeline.plan import State
 from pipeline.project import DEFAULT_PLATFORM, Project
+from pipeline.store import Result
 
 #: The tasks that measure machines: no actions, since nothing of what they find can be kept for another time.
 MEASURE = "measure"
@@ -32,6 +34,8 @@ MEASURE = "measure"
 RUN, SSH, GDB = "run", "ssh", "gdb"
 #: Commands that take what they are about as a task's name does: `doit config:qemu-q35:guest`.
 TYPED_LIKE_TASKS = ("bisect", "config")
+#: So many products are laid out at once; more get in each other's way on one disk.
+PLACED_AT_ONCE = 2
 
 
 class Memory:
@@ -78,6 +82,9 @@ class Session:
         self._executor: Executor | None = None
         self.states: dict[str, State] = {}
         self._ending = threading.Event()
+        self._places = ThreadPoolExecutor(PLACED_AT_ONCE, "place")
+        self._placed: list[Future[int]] = []
+        self._guard = threading.Lock()
 
     @property
     def executor(self) -> Executor:
@@ -95,7 +102,9 @@ class Session:
 
     def cancel(self) -> None:
         """Stop what runs."""
-        self._ending.set()
+        with self._guard:
+            self._ending.set()
+            self._places.shutdown(wait=False)
         if self._executor is not None:
             self._executor.cancel()
 
@@ -111,16 +120,13 @@ class Session:
         return state in (State.CURRENT, State.IDLE)
 
     def perform(self, name: str) -> BaseFail | None:
-        """Bring an action's result, and lay it out when it is a product."""
-        project, action = self.project, self.project.graph[name]
+        """Bring an action's result, and begin to lay it out when it is a product: see `settle`."""
+        action = self.project.graph[name]
         try:
             result = self.executor.result(name)
-            key = project.graph.keys[name]
-            if action.place is not None and not project.artifacts.current(action, key):
-                for path in project.artifacts.place(action, key, result, project.store):
-                    self.display.note(f"{name} was edited by hand; your version is now {path}")
-                if name not in self.executor.built:
-                    self.display.finished(action, "restored", 0.0)
+            with self._guard:
+                if action.place is not None and not self._ending.is_set():
+                    self._placed.append(self._places.submit(self._place, action, result))
         except Cancelled as error:
             return TaskFailed(error.message, report=False)
         except VirtRtError as error:
@@ -128,6 +134,35 @@ class Session:
             kind = TaskError if error.exit_status == 2 else TaskFailed
             return kind(error.message, report=False)
         return None
+
+    def settle(self) -> int:
+        """Wait until every product is laid out; 0, or the exit status that says that one could not be.
+
+        What is made from a product is made from the store, and need not wait for this.
+        """
+        self._places.shutdown()
+        return max((each.result() for each in self._placed), default=0)
+
+    def _place(self, action: Action, result: Result) -> int:
+        """Lay out a product; 0, or the exit status where that failed."""
+        project, key = self.project, self.project.graph.keys[action.name]
+        try:
+            if project.artifacts.current(action, key):
+                return 0
+            for path in project.artifacts.place(action, key, result, project.store):
+                self.display.note(f"{action.name} was edited by hand; your version is now {path}")
+        except OSError as error:
+            self.display.failed(
+                action.name,
+                UserError(
+                    f"{action.name} could not be laid out: {error}",
+                    "mend that, then run doit again: the result is in the store",
+                ),
+            )
+            return UserError.exit_status
+        if action.name not in self.executor.built:
+            self.display.finished(action, "restored", 0.0)
+        return 0
 
     def measure(self, platform: str) -> BaseFail | None:
         """Measure a real machine of a platform; what is asked for are variables on the command line."""

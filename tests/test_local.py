@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -24,6 +25,13 @@ GUEST, HOST = "kernel:qemu-q35:guest", "kernel:qemu-q35:host"
 #: A kernel of one object that is made when its source is newer; what the container sees and may do is said in the log.
 KERNEL = """\
 cd /build/work/obj
+mkdir -p /build/work/bin
+echo "$MAKE" >/build/work/bin/make
+chmod +x /build/work/bin/make
+export PATH=/build/work/bin:$PATH
+echo "$ROLE" >wanted.config
+make allnoconfig
+make olddefconfig
 if [[ ! -e main.o || /build/in/source/main.c -nt main.o ]]; then
   echo "  CC      main.o"
   cp /build/in/source/main.c main.o
@@ -35,9 +43,20 @@ for n in {1..200}; do if [[ -e /build/in/source/wait.o ]]; then echo waiting; sl
 if [[ $(cat main.o) == *BROKEN* ]]; then exit 1; fi
 for out in bzImage vmlinux config System.map; do cp main.o /build/out/$out; done
 echo "6.12.1-$ROLE-${ACTION_KEY:0:12}" >/build/out/kernelrelease
-mkdir -p /build/out/modules /build/out/headers
+mkdir -p /build/out/modules
 cp main.o /build/out/modules/one.ko
-cp main.o /build/out/headers/Makefile
+cp /build/out/kernelrelease release
+make run-command "KBUILD_RUN_COMMAND=/build/in/source/install-extmod-build /build/out/headers"
+echo "$ROLE" >/build/out/headers/.config
+"""
+#: The make of that kernel: its headers are those of the source, and a file that every build makes anew.
+MAKE = """\
+#!/bin/bash
+echo "make: ${!#}"
+case ${!#} in
+  allnoconfig) echo "$ROLE" >.config; mkdir -p include/config; : >include/config/auto.conf ;;
+  KBUILD_RUN_COMMAND=*) mkdir /build/out/headers; cp /build/in/source/*.[chS] release /build/out/headers ;;
+esac
 """
 
 
@@ -48,7 +67,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Standin:
     (directory / "rootfs").mkdir()
     made = standin.make(directory, tiny_rootfs(directory / "rootfs"))
     (made.root / "recipes/steps/kernel.sh").write_text(
-        KERNEL.replace("cd /", "mkdir -p /build/work/obj; cd /", 1)
+        f"MAKE={shlex.quote(MAKE)}\n{KERNEL.replace('cd /', 'mkdir -p /build/work/obj; cd /', 1)}"
     )
     done = made.doit(GUEST)
     assert done.status == 0, done
@@ -111,6 +130,63 @@ def test_only_what_changed_is_made_again_and_the_tree_is_left_alone(project: Sta
     assert "CC      main.o" in log(project)
     assert image(project) == "int better;\n"
     assert git(linux, "status", "--porcelain") == "M main.c\n?? .gitignore\n?? other.c"
+
+
+def headers(project: Standin) -> dict[str, str]:
+    directory = project.root / "artifacts/qemu-q35/kernel/guest/headers"
+    return {path.name: path.read_text() for path in directory.iterdir()}
+
+
+def test_headers_are_put_out_as_before_until_one_is_edited(project: Standin, linux: Path) -> None:
+    kept, made = "kernel: headers as before", "make: KBUILD_RUN_COMMAND"
+    (linux / "api.h").write_text("int api(void);\n")
+    build(project, linux)
+    assert made in log(project)
+    first = headers(project)
+    (linux / "main.c").write_text("int better;\n")
+    build(project, linux)
+    assert kept in log(project)
+    assert made not in log(project)
+    second = headers(project)
+    assert second["release"] == (project.root / "artifacts/qemu-q35/kernel/guest/kernelrelease").read_text()
+    assert second["release"] != first["release"]
+    assert {**second, "release": ""} == {**first, "release": ""}
+    # a build that ends in the middle, with a header of which the next one must know
+    (linux / "api.h").write_text("long api(void);\n")
+    (linux / "main.c").write_text("BROKEN\n")
+    assert project.doit(GUEST, "--source", f"linux-rt={linux}").status == 1
+    (linux / "main.c").write_text("int mended;\n")
+    build(project, linux)
+    assert made in log(project)
+    assert headers(project)["api.h"] == "long api(void);\n"
+    (linux / "main.c").write_text("int more;\n")
+    build(project, linux)
+    assert kept in log(project)
+    assert headers(project)["api.h"] == "long api(void);\n"
+
+
+@pytest.mark.parametrize("path", ["api.h", "include/vdso.S", "scripts/modpost.c", "new.awk"])
+def test_headers_are_made_again_for_whatever_may_get_into_them(
+    project: Standin, linux: Path, path: str
+) -> None:
+    build(project, linux)
+    (linux / path).parent.mkdir(exist_ok=True)
+    (linux / path).write_text("new\n")
+    build(project, linux)
+    assert "make: KBUILD_RUN_COMMAND" in log(project)
+
+
+def test_a_product_that_cannot_be_laid_out_is_an_error(project: Standin, linux: Path) -> None:
+    """It is laid out beside what is made of it, and yet the run tells of it."""
+    shutil.rmtree(project.root / "artifacts/qemu-q35/kernel")
+    (project.root / "artifacts/qemu-q35/kernel").write_text("in the way")
+    done = project.doit(GUEST)
+    assert done.status == 2
+    assert f"error: {GUEST} could not be laid out: " in done.out
+    assert "done: " not in done.out
+    (project.root / "artifacts/qemu-q35/kernel").unlink()
+    assert "done: 0 built, 1 from the store" in project.doit(GUEST).out
+    assert image(project) == "int linux;\n"
 
 
 def test_a_file_with_an_old_date_is_made_again(project: Standin, linux: Path) -> None:
