@@ -20,8 +20,10 @@ from pipeline.errors import InternalError, UserError
 from pipeline.locks import LockedFile, LockedPackage, qualified
 from pipeline.pool import Archives
 
-UNSECURED = ("sid", "unstable", "experimental")
-"""Suites without a security archive."""
+UNSECURED = re.compile(
+    r"(sid|unstable|experimental|.+-(backports|backports-sloppy|updates|proposed-updates))"
+)
+"""Suites without a security archive: those that are never released, and what is added to one that is."""
 _URI = re.compile(r"^'(?P<url>[^']+)' (?P<file>\S+) (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})$")
 
 _CONFIGURATION = """\
@@ -98,7 +100,7 @@ class AptRoot:
     def _sources_list(self, extra: Path | None) -> Iterable[str]:
         signed = f"signed-by={self.archives.keyring}"
         suites = [("debian", self.suite)]
-        if self.suite not in UNSECURED:
+        if not UNSECURED.fullmatch(self.suite):
             suites.append(("debian-security", f"{self.suite}-security"))
         for archive, suite in suites:
             for kind, options in (("deb", f"arch={','.join(self.arches)} {signed}"), ("deb-src", signed)):

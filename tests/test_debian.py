@@ -259,3 +259,16 @@ def test_a_package_that_came_and_one_that_went_are_said(archive: LocalArchive, t
         "builder/x: libtool-dev 1 -> (none) (left the archive)",
         "builder/x: libtool2 (none) -> 1 (needed now)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("suite", "secured"),
+    [("trixie", True), ("trixie-backports", False), ("trixie-updates", False), ("sid", False)],
+)
+def test_only_a_released_suite_has_a_security_archive(
+    archive: LocalArchive, tmp_path: Path, suite: str, secured: bool
+) -> None:
+    AptRoot(tmp_path / "apt", suite, "amd64", archive.archives)
+    listed = (tmp_path / "apt/etc/sources.list").read_text()
+    assert f"/debian {suite} main\n" in listed
+    assert (f"/debian-security {suite}-security main\n" in listed) is secured
