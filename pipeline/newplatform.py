@@ -38,7 +38,9 @@ TEMPLATES = "recipes/templates/platform"
 _CHANGED = ("recipes", "kernel-configs", "docs")
 #: The guest of which a new platform's is a variant, where its architecture is the same.
 _GUEST = "rt-guest"
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
+#: A longer name leaves no room in the summaries of its packages, which have 79 characters.
+LONGEST_NAME = 28
+_NAME = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{LONGEST_NAME - 1}}}")
 #: Room for CPUs that a kernel has at least; NR_CPUS costs little below that.
 _NR_CPUS = 64
 VERDICTS = {
@@ -75,7 +77,8 @@ def make(project: Project, asked: Asked, known: Inventory) -> Made:
     name, root = asked.name, project.root
     if not _NAME.fullmatch(name):
         raise UserError(
-            f"{name} is no name for a platform", "at most 41 lower-case letters, digits and '-', no '-' first"
+            f"{name} is no name for a platform",
+            f"at most {LONGEST_NAME} lower-case letters, digits and '-', no '-' first",
         )
     debian = next((each.debian for each in ARCHITECTURES.values() if each.machine == known.arch), None)
     if debian is None:

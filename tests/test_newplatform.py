@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import driverneeds, inventory, kconfig, newplatform
+from pipeline import driverneeds, inventory, kconfig, newplatform, packager, packagetext
 from pipeline.errors import UserError
 from pipeline.git import Mirror
 from pipeline.inventory import Inventory
@@ -498,6 +498,7 @@ def test_a_machine_that_leaves_no_cpu_for_a_guest_is_refused(
         ({"topology": "none"}, "there is no topology none"),
         ({"name": "My-Board"}, "My-Board is no name for a platform"),
         ({"name": "../x"}, "is no name for a platform"),
+        ({"name": "x" * (newplatform.LONGEST_NAME + 1)}, "is no name for a platform"),
         ({"name": "qemu-q35"}, "recipes/topologies/qemu-q35.toml is there already"),
     ],
 )
@@ -587,3 +588,12 @@ def test_the_page_leads_to_a_platform_that_is_built(project: Standin, tmp_path: 
     assert (project.root / f"artifacts/{NAME}/release/release.json").is_file()
     assert f"release:{NAME} " in project.doit("list").out
     assert project.doit("cpuplan", NAME, "--doc").out == ""
+
+
+def test_the_longest_name_has_room_in_every_package() -> None:
+    name = "x" * newplatform.LONGEST_NAME
+    variables = {"platform": name, "guest": f"{name}-guest", "driver": "edu", "driver_role": "guest"}
+    recipes = sorted((ROOT / "recipes/packages").glob("*.toml"))
+    summaries = [packagetext.fill(tomllib.loads(path.read_text())["summary"], variables) for path in recipes]
+    assert max(map(len, summaries)) <= packager.SUMMARY
+    assert sum(name in summary for summary in summaries) > 9
