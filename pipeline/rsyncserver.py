@@ -25,6 +25,8 @@ PARTIAL = 23
 #: Its status when a file went away while it looked, such as another publisher's lock.
 VANISHED = 24
 _ABSENT = re.compile(r" change_dir .* failed: No such file or directory \(2\)$")
+#: Two publishers to a repository that is not there yet make its directory: rsync looks first, and is late then.
+_MADE_MEANWHILE = re.compile(r"mkdir .* failed: File exists \(17\)$", re.MULTILINE)
 
 
 class RsyncServer:
@@ -119,8 +121,11 @@ class RsyncServer:
         only = _only([checked(path) for path in paths], directory.parent)
         self._run("-r", *only, self._address, f"{directory}/", absent_is_fine=True)
 
-    def _run(self, *arguments: str, absent_is_fine: bool = False) -> str:
-        """rsync's output; `absent_is_fine` for a directory that is not there yet."""
+    def _run(self, *arguments: str, absent_is_fine: bool = False, again: bool = False) -> str:
+        """rsync's output; `absent_is_fine` for a directory that is not there yet.
+
+        What fails since another publisher made the same directory in that moment is run once more (`again`).
+        """
         command = ["rsync", "--protect-args", f"--timeout={TIMEOUT}"]
         if self._daemon:
             # a greeting would be taken for a listing
@@ -144,6 +149,8 @@ class RsyncServer:
             return done.stdout
         said = [line for line in done.stderr.splitlines() if line.strip()]
         failed = [line for line in said if " failed: " in line]
+        if _MADE_MEANWHILE.search(done.stderr) and not again:
+            return self._run(*arguments, absent_is_fine=absent_is_fine, again=True)
         absent = bool(failed) and all(_ABSENT.search(line) for line in failed)
         if absent_is_fine and (done.returncode == VANISHED or (absent and done.returncode == PARTIAL)):
             return done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -271,6 +272,38 @@ def test_a_directory_and_a_server_that_leads_to_it_lock_each_other(tmp_path: Pat
         raise AssertionError("locked")
     with here.locked() as renew:
         renew()
+
+
+@pytest.mark.parametrize("late", [1, 2])
+def test_a_directory_that_another_publisher_makes_in_that_moment(tmp_path: Path, late: int) -> None:
+    """rsync looks for the directory, does not find it, and is told that it is there when it makes it."""
+    root, program, count = tmp_path / "repo", tmp_path / "bin/rsync", tmp_path / "count"
+    program.parent.mkdir()
+    program.write_text(
+        f"""\
+#!/bin/sh
+echo run >>{count}
+if [ $(wc -l <{count}) -le {late} ]; then
+  mkdir -p {root}
+  echo 'rsync: [Receiver] mkdir "{root}" failed: File exists (17)' >&2
+  echo 'rsync error: error in file IO (code 11) at main.c(783) [Receiver=3.2.7]' >&2
+  exit 11
+fi
+exec {shutil.which("rsync")} "$@"
+"""
+    )
+    program.chmod(0o755)
+    environ = PLAIN | {
+        "PATH": f"{program.parent}:{PLAIN['PATH']}",
+        "RSYNC_RSH": str(servers.stand_in_ssh(tmp_path)),
+    }
+    there = RsyncServer(f"example.test:{root}", environ, patience=0, settle=0.01)
+    if late == 1:
+        there.put({"dists/Release": b"1"})
+        assert files(root) == {"dists/Release": b"1"}
+    else:
+        with pytest.raises(UserError, match=r"ended with 11: .* failed: File exists"):
+            there.put({"dists/Release": b"1"})
 
 
 def test_links_lead_nowhere_else(tmp_path: Path) -> None:
