@@ -57,9 +57,9 @@ class Reporter:
     def complete_run(self) -> None:
         """Say what was done."""
         display, states = self._session.display, self._session.states
-        if (
-            self._session.settle() or self._failed or not states
-        ):  # nothing was to be made: what ran has told of itself
+        placed = not self._session.settle()
+        # where nothing was to be made, what ran has told of itself
+        if not placed or self._failed or not states:
             return
         if any(state is State.BUILD for state in states.values()) and not display.built:
             return
